@@ -1,0 +1,35 @@
+# Everything that a fresh machine needs: Python 3.11+, make and a package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check bench wheel docs clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,wheel]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m calotype.demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+wheel: $(STAMP)
+	$(BIN)/python tests/wheel.py
+
+docs: $(STAMP)
+	$(BIN)/python -m calotype.reference
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info

@@ -1,0 +1,1 @@
+"""Typed graphs and incremental execution. Knows nothing of images, diffusion or HTTP."""

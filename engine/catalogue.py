@@ -1,0 +1,81 @@
+"""The SQLite file of a cache folder: traces, what nodes last were, file digests, and the index of values on disk.
+
+Several processes may use one folder at a time (WAL, short transactions, idempotent writes). A folder that cannot be
+written degrades to memory: `trouble` says why, nothing is half-written.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.errors import CacheError
+
+LAYOUT = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS traces (key BLOB PRIMARY KEY, outputs BLOB NOT NULL, seconds REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS records (node TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS digests (
+    path TEXT PRIMARY KEY, inode INTEGER, size INTEGER, mtime INTEGER, ctime INTEGER, digest BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stored (
+    identity BLOB PRIMARY KEY, bytes INTEGER NOT NULL, seconds REAL NOT NULL, uses INTEGER NOT NULL,
+    priority REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Catalogue:
+    """One connection to `folder/calotype.sqlite`, shared by threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises CacheError when the folder was written by an incompatible version or is not a database."""
+        self.folder = folder
+        self.trouble: str | None = None
+        self._lock = threading.Lock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._open(folder / "calotype.sqlite")
+        except OSError as error:
+            raise CacheError(f"cache folder {folder}: {error.strerror}") from error
+        except sqlite3.Error as error:
+            raise CacheError(f"cache folder {folder}: {error}; remove it or name another") from error
+
+    def _open(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        layout = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if layout not in (0, LAYOUT):
+            self._connection.close()
+            raise CacheError(f"cache folder {self.folder} has layout {layout}, this version writes {LAYOUT}")
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.executescript(_TABLES)
+        self._connection.execute(f"PRAGMA user_version={LAYOUT}")
+
+    def one(self, query: str, *values: Any) -> tuple[Any, ...] | None:
+        """The first row, or None."""
+        with self._lock:
+            row: tuple[Any, ...] | None = self._connection.execute(query, values).fetchone()
+            return row
+
+    def all(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """All rows."""
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def write(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
+        """One statement for many rows, all or none. A full or read-only disk is remembered as `trouble`."""
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.executemany(query, rows)
+                self._connection.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                self.trouble = f"{self.folder}: {error}"
+
+    def close(self) -> None:
+        """Release the file."""
+        with self._lock:
+            self._connection.close()

@@ -1,0 +1,78 @@
+"""Context: what a node may ask the engine for."""
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from engine.errors import Cancelled
+
+if TYPE_CHECKING:
+    from engine.models import ModelPool, ModelRef
+
+M = TypeVar("M")
+
+
+class CancelToken:
+    """One run's off switch; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask the run to stop at its next cancel point."""
+        self._event.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked."""
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise Cancelled if somebody asked."""
+        if self._event.is_set():
+            raise Cancelled
+
+
+class Context:
+    """Progress, cancel points, models and the device, for one call of one node.
+
+    `Context()` serves a notebook: no listener, never cancelled, models loaded on the CPU and kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "cpu",
+        exact: bool = False,
+        models: "ModelPool | None" = None,
+        listener: Callable[[int, int, object], None] | None = None,
+        token: CancelToken | None = None,
+    ) -> None:
+        self.device = device
+        self.exact = exact
+        self._models = models
+        self._listener = listener
+        self._token = token
+        self._held: list[ModelRef[object]] = []
+
+    def progress(self, done: int, total: int, preview: object = None) -> None:
+        """Report `done` of `total` steps. Every call is a cancel point: it may raise Cancelled."""
+        if self._token is not None:
+            self._token.check()
+        if self._listener is not None:
+            self._listener(done, total, preview)
+
+    def model(self, ref: "ModelRef[M]") -> M:
+        """The module behind a reference, on the device; it stays there until the node returns."""
+        if self._models is None:
+            from engine.models import ModelPool  # noqa: PLC0415  only notebooks come here
+
+            self._models = ModelPool()
+        self._held.append(ref)
+        return self._models.acquire(ref, self.device)
+
+    def release(self) -> None:
+        """Give back every model that was asked for; the loop calls it when the node has returned."""
+        while self._held:
+            assert self._models is not None
+            self._models.release(self._held.pop())

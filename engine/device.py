@@ -1,0 +1,140 @@
+"""Devices and tensors: the one module of the engine that imports torch."""
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import Any, Self, cast
+
+import torch
+
+from engine.host import Host
+from engine.socket import Array, Packed, Socket
+
+_DTYPES: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class TensorSocket(Socket):
+    """A socket with tensors among its fields. Subclasses are frozen dataclasses with `eq=False`."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fields that are tensors."""
+        return {name: value for name, value in _fields(self).items() if isinstance(value, torch.Tensor)}
+
+    def nbytes(self) -> int:
+        """Bytes of the storages behind the tensors; a small view counts as the large tensor that it keeps alive."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors().values()}
+        return sum(storages.values())
+
+    def move(self, place: str) -> Self:
+        """The same value on `place`; into page-locked memory when it leaves a CUDA device for the host."""
+        if self.place() == place:
+            return self
+        moved = {name: _moved(tensor, place) for name, tensor in self.tensors().items()}
+        return cast("Self", dataclasses.replace(cast("Any", self), **moved))
+
+    def place(self) -> str | None:
+        """Where the first tensor lies."""
+        return next((str(tensor.device) for tensor in self.tensors().values()), None)
+
+    def stamp(self) -> Hashable:
+        """Version counters of torch: every write in place raises them."""
+        return tuple(tensor._version for tensor in self.tensors().values())
+
+    def pack(self) -> Packed:
+        """Tensors as arrays, the rest as JSON."""
+        meta = {
+            name: dataclasses.asdict(cast("Any", value)) if dataclasses.is_dataclass(value) else value
+            for name, value in _fields(self).items()
+            if not isinstance(value, torch.Tensor)
+        }
+        return Packed(meta, {name: _array(tensor) for name, tensor in self.tensors().items()})
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """Put a value together again, on the CPU."""
+        return cls(**cls._thaw(packed.meta), **{name: _tensor(array) for name, array in packed.arrays.items()})
+
+    @classmethod
+    def _thaw(cls, meta: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields from JSON; classes with structured fields override it."""
+        return dict(meta)
+
+
+class Device(Host):
+    """Where nodes run: `cpu` or a CUDA device."""
+
+    def __init__(self, name: str = "cpu") -> None:
+        """Raises ValueError for a device that this machine does not have."""
+        if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
+            raise ValueError(f"no device {name!r} here: expected cpu{_cuda_names()}")
+        self.name = "cuda:0" if name == "cuda" else name
+
+    @property
+    def kind(self) -> str:
+        """Device class, part of every key: results differ in their last bits between classes."""
+        return "cpu" if self.name == "cpu" else torch.cuda.get_device_name(self.name)
+
+    def sync(self) -> None:
+        """Wait for the device, so that seconds mean something."""
+        if self.name != "cpu":
+            torch.cuda.synchronize(self.name)
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        """Whether memory ran out."""
+        return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        )
+
+    def trim(self) -> None:
+        """Give freed blocks back, after an out-of-memory error."""
+        if self.name != "cpu":
+            torch.cuda.empty_cache()
+
+    def memory(self) -> int:
+        """Bytes a cache may reasonably use: half of what is free."""
+        if self.name != "cpu":
+            return torch.cuda.mem_get_info(self.name)[0] // 2
+        return super().memory()
+
+    def __enter__(self) -> None:
+        """Around each node: no autograd."""
+        self._guard = torch.no_grad()
+        self._guard.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        """Leave autograd as it was."""
+        self._guard.__exit__(*cast("Any", exc))
+
+
+def _fields(value: object) -> dict[str, Any]:
+    return {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(cast("Any", value))}
+
+
+def _moved(tensor: torch.Tensor, place: str) -> torch.Tensor:
+    if place == "cpu" and tensor.is_cuda:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+    return tensor.to(place, non_blocking=True)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return Array(_NAMES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes())
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    if not array.data:
+        return torch.empty(array.shape, dtype=_DTYPES[array.dtype])
+    return torch.frombuffer(bytearray(array.data), dtype=_DTYPES[array.dtype]).reshape(array.shape)
+
+
+def _cuda_names() -> str:
+    return "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))

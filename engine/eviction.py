@@ -1,0 +1,122 @@
+"""What to give up when memory is short: GreedyDual-Size-Frequency with a probation queue.
+
+GDSF (Cherkasova 1998): an entry's priority is `inflation + uses * seconds / bytes`; the lowest goes first, and the
+inflation rises to the priority of whatever was evicted, so that what is never used again ages out. New entries stand on
+probation until their first reuse: while probation holds more than its share of the budget it pays for itself, so that a
+sweep, whose values are used once, cannot flush what an evening keeps coming back to.
+"""
+
+import heapq
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+PROBATION_SHARE = 0.25
+"""Share of the budget beyond which evictions are taken from the probation queue alone."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """What the policy knows of one value."""
+
+    size: int
+    seconds: float
+    uses: int = 0
+    priority: float = 0.0
+
+    @property
+    def on_probation(self) -> bool:
+        """Not used again since it was made."""
+        return self.uses == 0
+
+
+class Ageing:
+    """The inflation that several policies share, so that their priorities compare."""
+
+    def __init__(self) -> None:
+        self.inflation = 0.0
+
+
+class Gdsf(Generic[K]):
+    """Chooses victims. Holds no values; the caller says what came, what was used and what went."""
+
+    def __init__(self, capacity: Callable[[], float], ageing: Ageing | None = None) -> None:
+        self._capacity = capacity
+        self._ageing = ageing or Ageing()
+        self._entries: dict[K, Entry] = {}
+        self._heaps: dict[bool, list[tuple[float, int, K]]] = {True: [], False: []}
+        self._count = 0
+        self._probation = 0
+
+    def __len__(self) -> int:
+        """How many entries there are."""
+        return len(self._entries)
+
+    def __contains__(self, key: K) -> bool:
+        """Whether `key` is held."""
+        return key in self._entries
+
+    def admit(self, key: K, size: int, seconds: float, uses: int = 0) -> None:
+        """A new value of `size` bytes that took `seconds` to make."""
+        self.remove(key)
+        entry = Entry(max(size, 1), max(seconds, 1e-6), uses)
+        self._entries[key] = entry
+        self._probation += entry.size if entry.on_probation else 0
+        self._push(key, entry)
+
+    def use(self, key: K) -> None:
+        """A value was used again."""
+        entry = self._entries[key]
+        self._probation -= entry.size if entry.on_probation else 0
+        entry.uses += 1
+        self._push(key, entry)
+
+    def remove(self, key: K) -> Entry | None:
+        """A value went, for whatever reason."""
+        entry = self._entries.pop(key, None)
+        if entry is not None and entry.on_probation:
+            self._probation -= entry.size
+        return entry
+
+    def victim(self, spared: Callable[[K], bool] = lambda _: False) -> K | None:
+        """The value to give up first, leaving out those that are `spared`."""
+        crowded = self._probation > PROBATION_SHARE * self._capacity()
+        if crowded and (found := self._lowest(on_probation=True, spared=spared)) is not None:
+            return found
+        candidates = [self._lowest(on_probation=side, spared=spared) for side in (True, False)]
+        known = [key for key in candidates if key is not None]
+        return min(known, key=lambda key: self._entries[key].priority, default=None)
+
+    def priority(self, key: K) -> float:
+        """How much a value is worth keeping; comparable between policies that share an Ageing."""
+        return self._entries[key].priority
+
+    def evict(self, key: K) -> Entry:
+        """Take a victim out, and let everything else age by what it was worth."""
+        entry = self._entries[key]
+        self._ageing.inflation = max(self._ageing.inflation, entry.priority)
+        self.remove(key)
+        return entry
+
+    def _push(self, key: K, entry: Entry) -> None:
+        entry.priority = self._ageing.inflation + (entry.uses + 1) * entry.seconds / entry.size
+        self._count += 1
+        heapq.heappush(self._heaps[entry.on_probation], (entry.priority, self._count, key))
+
+    def _lowest(self, *, on_probation: bool, spared: Callable[[K], bool]) -> K | None:
+        heap, put_back, found = self._heaps[on_probation], [], None
+        while heap:
+            item = heap[0]
+            entry = self._entries.get(item[2])
+            if entry is None or entry.priority != item[0] or entry.on_probation != on_probation:
+                heapq.heappop(heap)
+                continue
+            if not spared(item[2]):
+                found = item[2]
+                break
+            put_back.append(heapq.heappop(heap))
+        for item in put_back:
+            heapq.heappush(heap, item)
+        return found

@@ -1,0 +1,174 @@
+"""Files as parameters: named by people, known to the cache by the digest of their content."""
+
+import difflib
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from engine.digest import Digest, digest
+from engine.errors import FileChanged, FileError
+
+RACY_NS = 2_000_000_000
+"""A file touched less than this before it was digested may change again within one tick of its clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file parameter as a node receives it: the name that was written, where it lies, the sha256 that was planned."""
+
+    kind: ClassVar[str] = "file"
+    name: str
+    path: Path
+    digest: Digest
+
+    def read(self) -> bytes:
+        """The content. Raises FileChanged when it is not what the plan digested."""
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise FileChanged(f"{self.name}: {error.strerror} ({self.path})") from error
+        if hashlib.sha256(data).digest() != self.digest:
+            raise FileChanged(f"{self.name} changed while the graph ran ({self.path})")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile(File):
+    """A model: one file, or a folder in diffusers' layout. Its digest covers the relevant files of the folder."""
+
+    kind: ClassVar[str] = "model"
+
+
+MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model"})
+
+Stamp = tuple[str, int, int, int, int]
+"""(path, inode, size, mtime in ns, ctime in ns): what a remembered digest is valid for."""
+
+
+def stamp(path: Path) -> Stamp:
+    """What the file system says about `path` now."""
+    stat = path.stat()
+    return (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+class DigestMemory:
+    """Digests of files that did not change since; a subclass may keep them over restarts."""
+
+    def __init__(self) -> None:
+        self._known: dict[Stamp, Digest] = {}
+
+    def get(self, stamp: Stamp) -> Digest | None:
+        """The remembered digest."""
+        return self._known.get(stamp)
+
+    def put(self, stamp: Stamp, value: Digest) -> None:
+        """Remember a digest."""
+        self._known[stamp] = value
+
+
+class Files:
+    """Finds files by name and digests their content.
+
+    `roots` are searched in order; `named` gives fixed names to places (the embedded model); with `anywhere`, absolute
+    paths and paths that leave the roots are allowed too, as a person at the command line expects.
+    """
+
+    def __init__(
+        self,
+        roots: Iterable[Path] = (),
+        *,
+        named: Mapping[str, Path] | None = None,
+        anywhere: bool = True,
+    ) -> None:
+        self.roots = tuple(Path(root) for root in roots)
+        self.named = dict(named or {})
+        self.anywhere = anywhere
+        self._memory = DigestMemory()
+        self._places: dict[Digest, Path] = {}
+
+    def remember_in(self, memory: DigestMemory) -> None:
+        """Keep digests of unchanged files there from now on."""
+        self._memory = memory
+
+    def resolve(self, kind: type[File], name: str) -> File:
+        """The file that `name` stands for, with the digest of what it holds now. Raises FileError."""
+        path = self._find(kind, name)
+        try:
+            value = self._digest_folder(path) if path.is_dir() else self._digest(path)
+        except OSError as error:
+            raise FileError(f"{name!r} cannot be read: {error.strerror} ({path})") from error
+        self._places[value] = path
+        return kind(name, path, value)
+
+    def locate(self, value: Digest) -> Path:
+        """Where a resolved digest was last seen. Raises FileChanged when it is not there any more."""
+        path = self._places.get(value)
+        if path is None:
+            raise FileChanged(f"no file with digest {value.hex()[:12]} has been resolved")
+        self.verify(path, value)
+        return path
+
+    def verify(self, path: Path, value: Digest) -> None:
+        """Raise FileChanged unless `path` still holds what `value` says."""
+        try:
+            now = self._digest_folder(path) if path.is_dir() else self._digest(path)
+        except OSError as error:
+            raise FileChanged(f"{path}: {error.strerror}") from error
+        if now != value:
+            raise FileChanged(f"{path} changed while the graph ran")
+
+    def _find(self, kind: type[File], name: str) -> Path:
+        if not name or "\0" in name:
+            raise FileError(f"{name!r} is not a file name")
+        if name in self.named and kind is ModelFile:
+            return self.named[name]
+        for candidate in self._candidates(name):
+            if candidate.is_file() or (kind is ModelFile and candidate.is_dir()):
+                return candidate
+        raise FileError(self._not_found(kind, name))
+
+    def _candidates(self, name: str) -> Iterable[Path]:
+        for root in self.roots:
+            candidate = root / name
+            if self.anywhere or candidate.resolve().is_relative_to(root.resolve()):
+                yield candidate
+        if self.anywhere:
+            yield Path(name).expanduser()
+
+    def _not_found(self, kind: type[File], name: str) -> str:
+        known = [*self.named] if kind is ModelFile else []
+        for root in self.roots:
+            known += sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
+        near = difflib.get_close_matches(name, known, 1)
+        searched = ", ".join(str(root) for root in self.roots) or "the current folder"
+        hint = f", did you mean {near[0]!r}?" if near else f" (searched {searched})"
+        return f"no {kind.kind} {name!r}{hint}"
+
+    def _digest(self, path: Path) -> Digest:
+        before = stamp(path)
+        known = self._memory.get(before)
+        if known is not None:
+            return known
+        with path.open("rb") as stream:
+            value = hashlib.file_digest(stream, "sha256").digest()
+        quiet = time.time_ns() - max(before[3], before[4]) > RACY_NS
+        if quiet and stamp(path) == before:
+            self._memory.put(before, value)
+        return value
+
+    def _digest_folder(self, path: Path) -> Digest:
+        members = sorted(_model_members(path))
+        return digest("folder", [[str(member.relative_to(path)), self._digest(member)] for member in members])
+
+
+def _model_members(folder: Path) -> Sequence[Path]:
+    return [
+        Path(parent) / name
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix in MODEL_SUFFIXES
+    ]

@@ -1,0 +1,412 @@
+"""Graph documents: parse, dump, edit. One format for disk, HTTP, command line and editor; JSON first, YAML accepted."""
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, ValidationError, WithJsonSchema
+
+from engine.errors import GraphError, Problem
+
+FORMAT = "calotype/1"
+MAX_BYTES = 16 << 20
+"""A longer document is refused."""
+MAX_DEPTH = 16
+"""Graphs within graphs within graphs, at most."""
+SUBGRAPH = "graph"
+"""The type of a node that is a graph itself."""
+
+Library = Callable[[str], "Graph"]
+"""Finds a graph by the name that a node of type `graph` gives; raises LookupError."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_LINK = re.compile(r"(\$?)([A-Za-z_][A-Za-z0-9_-]*)(?:\.([A-Za-z_][A-Za-z0-9_]*))?")
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError("expected a name of letters, digits, _ and -, beginning with a letter")
+    return value
+
+
+def _link(value: object) -> str:
+    if not isinstance(value, str) or not _LINK.fullmatch(value):
+        raise ValueError("expected a link such as 'photo', 'model.vae' or '$image'")
+    return value
+
+
+def _links(value: object) -> str | list[str]:
+    return [_link(item) for item in value] if isinstance(value, list) else _link(value)
+
+
+def _target(value: object) -> str:
+    if not isinstance(value, str) or len(value.split(".")) != 2 or not all(map(_NAME.fullmatch, value.split("."))):
+        raise ValueError("expected 'node.parameter'")
+    return value
+
+
+def _subgraph(value: object) -> Any:
+    if not isinstance(value, str | Mapping):
+        raise ValueError("expected the name of a saved graph, or a whole graph document")  # noqa: TRY004  for pydantic
+    return value
+
+
+Name = Annotated[str, PlainValidator(_name, json_schema_input_type=str), Field(pattern=f"^{_NAME.pattern}$")]
+LinkText = Annotated[str, PlainValidator(_link), WithJsonSchema({"type": "string", "pattern": f"^{_LINK.pattern}$"})]
+Links = Annotated[
+    str | list[str],
+    PlainValidator(_links),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+Target = Annotated[str, PlainValidator(_target), WithJsonSchema({"type": "string"})]
+Subgraph = Annotated[
+    Any, PlainValidator(_subgraph), WithJsonSchema({"anyOf": [{"type": "string"}, {"x-document": True}]})
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Node(_Model):
+    """One node: its type, literals under `params`, links under `inputs`."""
+
+    type: str
+    params: dict[str, JsonValue] = {}
+    inputs: dict[str, Links] = {}
+    graph: Subgraph = None
+
+
+class Argument(_Model):
+    """An open socket of a graph: its type, and the link that stands in when nobody binds it."""
+
+    type: str
+    default: LinkText | None = None
+
+
+Axis = dict[str, Annotated[list[JsonValue], Field(min_length=1)]]
+
+
+class Sweep(_Model):
+    """Axes of a sweep: exposed names (or node.param) and their values. Names on one axis advance together."""
+
+    x: Axis = {}
+    y: Axis = {}
+    z: Axis = {}
+
+    def axes(self) -> Iterator[tuple[str, Axis]]:
+        """The axes that have values."""
+        for letter in ("x", "y", "z"):
+            axis = getattr(self, letter)
+            if axis:
+                yield letter, axis
+
+
+class Document(_Model):
+    """A graph as it stands on disk."""
+
+    format: Literal["calotype/1"]
+    nodes: dict[Name, Node]
+    expose: dict[Name, Target] = {}
+    arguments: dict[Name, str | Argument] = {}
+    outputs: dict[Name, LinkText] = {}
+    sweep: Sweep | None = None
+    meta: dict[str, JsonValue] = {}
+
+
+def no_library(name: str) -> "Graph":
+    """The library of a graph that stands alone."""
+    raise LookupError(f"no saved graph {name!r}")
+
+
+class Graph:
+    """An immutable graph document, with the graphs that it contains. Edits return new graphs."""
+
+    def __init__(self, document: Document, subgraphs: Mapping[str, "Graph"], name: str | None = None) -> None:
+        self.document = document
+        self.subgraphs = dict(subgraphs)
+        self.name = name
+        self.parent: tuple[Graph, Mapping[str, Mapping[str, Any]]] | None = None
+        """The graph this one was edited from, and the literals that differ, where nothing else does."""
+
+    @classmethod
+    def parse(cls, source: Mapping[str, Any] | str | bytes, library: Library = no_library) -> "Graph":
+        """Read a document: a mapping, JSON or YAML. Raises GraphError with every problem found."""
+        raw = source if isinstance(source, Mapping) else _read(source)
+        problems: list[Problem] = []
+        graph = _build(raw, library, "", problems, depth=0)
+        if graph is None or problems:
+            raise GraphError(problems)
+        return graph
+
+    @classmethod
+    def load(cls, path: Path, library: Library = no_library) -> "Graph":
+        """Read a document from a file. Raises GraphError."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise GraphError([Problem("", f"cannot read {path}: {error.strerror}", "unreadable")]) from error
+        graph = cls.parse(data, library)
+        graph.name = path.name
+        return graph
+
+    def dump(self, *, inline: bool = False) -> dict[str, Any]:
+        """The document as JSON values; defaults left out. `inline` puts contained graphs in place of their names."""
+        data = self.document.model_dump(mode="json", exclude_defaults=True, warnings=False)
+        data = {"format": FORMAT, **data}
+        for node, subgraph in self.subgraphs.items():
+            if inline or subgraph.name is None:
+                data["nodes"][node]["graph"] = subgraph.dump(inline=inline)
+            else:
+                data["nodes"][node]["graph"] = subgraph.name
+        return data
+
+    def dumps(self, *, inline: bool = False) -> str:
+        """The document as JSON text."""
+        return json.dumps(self.dump(inline=inline), indent=2, ensure_ascii=False)
+
+    def title(self) -> str:
+        """The title in `meta`, or the file's name."""
+        return str(self.document.meta.get("title") or self.name or "untitled")
+
+    def exposed(self) -> Sequence[str]:
+        """The names in the graph's signature."""
+        return tuple(self.document.expose)
+
+    def locate(self, name: str) -> tuple[str, str]:
+        """Where `name` (an exposed name, or `node.param`) leads: flat node id and parameter. Raises GraphError."""
+        node, param = self._target(name)
+        subgraph = self.subgraphs.get(node)
+        if subgraph is None:
+            return node, param
+        inner, innermost = subgraph.locate(param)
+        return f"{node}/{inner}", innermost
+
+    def node_type(self, flat: str) -> str:
+        """The type of a node given by its flat id. Raises KeyError."""
+        head, _, rest = flat.partition("/")
+        return self.subgraphs[head].node_type(rest) if rest else self.document.nodes[head].type
+
+    def set(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> "Graph":
+        """A graph with other literals. Names are exposed names, `node.param`, or `first/node.param` within a subgraph.
+
+        Raises GraphError listing every name that leads nowhere; the values themselves are judged when the graph is
+        validated against a registry.
+        """
+        changes: dict[str, dict[str, Any]] = {}
+        problems: list[Problem] = []
+        for name, value in {**(values or {}), **named}.items():
+            try:
+                node, param = self.locate(name)
+            except GraphError as error:
+                problems += error.problems
+                continue
+            changes.setdefault(node, {})[param] = value
+        if problems:
+            raise GraphError(problems)
+        edited = self._with(changes)
+        if self.document.sweep is None:
+            edited.parent = (self, changes)
+        return edited
+
+    def replace(self, **parts: Any) -> "Graph":
+        """A graph with other parts (`nodes`, `outputs`, `sweep`, `meta`, ...), given as JSON values."""
+        data = self.dump()
+        data.update(parts)
+        subgraphs = {graph.name: graph for graph in self.subgraphs.values() if graph.name}
+        graph = Graph.parse(data, lambda name: subgraphs.get(name) or no_library(name))
+        graph.name = self.name
+        return graph
+
+    def _with(self, changes: Mapping[str, Mapping[str, Any]]) -> "Graph":
+        nodes, subgraphs = dict(self.document.nodes), dict(self.subgraphs)
+        inner: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for flat, params in changes.items():
+            head, _, rest = flat.partition("/")
+            if rest:
+                inner.setdefault(head, {})[rest] = params
+            else:
+                node = nodes[head]
+                inputs = {name: link for name, link in node.inputs.items() if name not in params}
+                nodes[head] = node.model_copy(update={"params": {**node.params, **params}, "inputs": inputs})
+        for head, within in inner.items():
+            nodes[head], subgraphs[head] = self._with_inner(head, within)
+        return Graph(self.document.model_copy(update={"nodes": nodes}), subgraphs, self.name)
+
+    def _with_inner(self, head: str, within: Mapping[str, Mapping[str, Any]]) -> tuple[Node, "Graph"]:
+        """Set what a subgraph exposes on the node that holds it; anything deeper changes the subgraph itself."""
+        node, subgraph = self.document.nodes[head], self.subgraphs[head]
+        exposed = {subgraph.locate(name): name for name in subgraph.document.expose}
+        params, inputs = dict(node.params), dict(node.inputs)
+        deeper: dict[str, dict[str, Any]] = {}
+        for flat, values in within.items():
+            for param, value in values.items():
+                name = exposed.get((flat, param))
+                if name is None:
+                    deeper.setdefault(flat, {})[param] = value
+                else:
+                    params[name] = value
+                    inputs.pop(name, None)
+        if deeper:
+            subgraph = subgraph._with(deeper)
+            subgraph.name = None
+        return node.model_copy(update={"params": params, "inputs": inputs}), subgraph
+
+    def _target(self, name: str) -> tuple[str, str]:
+        head, slash, rest = name.partition("/")
+        if slash and head in self.subgraphs:
+            return head, rest
+        target = self.document.expose.get(name, name)
+        node, dot, param = target.partition(".")
+        if not dot or node not in self.document.nodes:
+            raise GraphError([Problem(name, self._unknown(name), "unknown_name")])
+        return node, param
+
+    def _unknown(self, name: str) -> str:
+        known = [*self.document.expose, *(f"{node}." for node in self.document.nodes)]
+        hint = suggest(name, self.document.expose) or suggest(name.split(".", 1)[0], self.document.nodes)
+        return f"neither an exposed name nor node.param{hint or f'; this graph has {chr(44).join(known)}'}"
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a graph document."""
+    text = json.dumps(Document.model_json_schema())
+    made = json.loads(text.replace('{"x-document": true}', '{"$ref": "#"}'))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": "Calotype graph"}
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`, did you mean "..."?`, or nothing."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f', did you mean "{near[0]}"?' if near else ""
+
+
+def split(link: str) -> tuple[str, str]:
+    """A link's node and port; the port is empty where the link names none."""
+    node, _, port = link.partition(".")
+    return node, port
+
+
+def _read(source: str | bytes) -> Any:
+    if len(source) > MAX_BYTES:
+        raise GraphError([Problem("", f"the document is longer than {MAX_BYTES} bytes", "too_large")])
+    try:
+        text = source.decode("utf-8-sig") if isinstance(source, bytes) else source
+        looks_like_json = text.lstrip()[:1] in ("{", "[")
+        return (
+            json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant) if looks_like_json else _yaml(text)
+        )
+    except GraphError:
+        raise
+    except UnicodeDecodeError as error:
+        raise GraphError([Problem("", f"not UTF-8 text: {error.reason} at byte {error.start}", "syntax")]) from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise GraphError([Problem("", f"not a graph document: {error}", "syntax")]) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only, without anchors (a small file could grow without bound) and without doubled keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not supported")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        _unique([(key.value, None) for key, _ in node.value])
+        return super().construct_mapping(node, deep)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _build(raw: Any, library: Library, path: str, problems: list[Problem], *, depth: int) -> Graph | None:
+    if not isinstance(raw, Mapping):
+        problems.append(Problem(path, f"expected a graph document (an object), got {type(raw).__name__}", "syntax"))
+        return None
+    if depth > MAX_DEPTH:
+        problems.append(
+            Problem(path, f"more than {MAX_DEPTH} graphs within graphs; does a graph contain itself?", "depth")
+        )
+        return None
+    try:
+        document = Document.model_validate(raw)
+    except ValidationError as error:
+        listed = [_problem(item, path, raw) for item in error.errors(include_url=False)]
+        problems += {problem.path: problem for problem in reversed(listed)}.values()
+        return None
+    subgraphs: dict[str, Graph] = {}
+    for node_id, node in document.nodes.items():
+        where = f"{path}nodes.{node_id}.graph"
+        if node.type == SUBGRAPH and (found := _find(node.graph, library, where, problems, depth)) is not None:
+            subgraphs[node_id] = found
+        elif node.type != SUBGRAPH and node.graph is not None:
+            problems.append(Problem(where, f'only nodes of type "{SUBGRAPH}" have a graph', "unexpected"))
+    return Graph(document, subgraphs)
+
+
+def _find(given: Any, library: Library, where: str, problems: list[Problem], depth: int) -> Graph | None:
+    if isinstance(given, Mapping):
+        return _build(given, library, f"{where}.", problems, depth=depth + 1)
+    if given is None:
+        problems.append(Problem(where, "missing: the name of a saved graph, or a graph document", "missing"))
+        return None
+    if depth >= MAX_DEPTH:
+        problems.append(
+            Problem(where, f"more than {MAX_DEPTH} graphs within graphs; does a graph contain itself?", "depth")
+        )
+        return None
+    try:
+        return library(str(given))
+    except LookupError as error:
+        problems.append(Problem(where, str(error.args[0] if error.args else error), "unknown_graph"))
+    except RecursionError:
+        problems.append(Problem(where, f"{given!r} contains itself", "depth"))
+    except GraphError as error:
+        problems += [Problem(f"{where}({given}).{inner.path}", inner.message, inner.code) for inner in error.problems]
+    return None
+
+
+def _problem(item: Any, path: str, raw: Mapping[str, Any]) -> Problem:
+    parts = [str(part) for part in item["loc"] if not _is_branch(part)]
+    where = path + ".".join(parts)
+    match item["type"]:
+        case "extra_forbidden":
+            hint = suggest(parts[-1], Document.model_fields if len(parts) == 1 else Node.model_fields)
+            return Problem(where, f"unknown field{hint}", "unknown_field")
+        case "missing":
+            return Problem(where, "missing", "missing")
+        case "value_error":
+            return Problem(where, f"{item['ctx']['error']}, got {_show(item['input'])}", "invalid")
+        case "literal_error" if parts == ["format"]:
+            return Problem(where, f'expected "{FORMAT}", got {_show(raw.get("format"))}', "format")
+        case _:
+            message = str(item["msg"]).replace("Input should be", "expected")
+            return Problem(where, f"{message[:1].lower()}{message[1:]}, got {_show(item['input'])}", "invalid")
+
+
+def _is_branch(part: Any) -> bool:
+    return part in ("[key]", "str", "Argument", "json-or-python[...]") or str(part).startswith(("function-", "json"))
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,44 @@
+"""Host: the machine's own memory as a device. `engine.device.Device` is the same for torch."""
+
+
+class Host:
+    """Where nodes run when nothing but Python is needed."""
+
+    name = "cpu"
+
+    @property
+    def kind(self) -> str:
+        """Device class, part of every key."""
+        return "cpu"
+
+    def sync(self) -> None:
+        """Wait for the device, so that seconds mean something."""
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        """Whether memory ran out."""
+        return isinstance(error, MemoryError)
+
+    def trim(self) -> None:
+        """Give freed blocks back, after an out-of-memory error."""
+
+    def memory(self) -> int:
+        """Bytes a cache may reasonably use: half of what is free."""
+        return host_memory() // 2
+
+    def __enter__(self) -> None:
+        """Around each node."""
+
+    def __exit__(self, *exc: object) -> None:
+        """After each node."""
+
+
+def host_memory() -> int:
+    """Bytes of host memory available now."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30

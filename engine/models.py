@@ -1,0 +1,99 @@
+"""Models: a frozen reference travels on the wires; the module behind it is loaded when a node asks, and shared."""
+
+import time
+from abc import abstractmethod
+from collections import Counter
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+
+from engine.budget import Ledger
+from engine.digest import Digest
+from engine.eviction import Gdsf
+from engine.file import Files
+from engine.socket import Socket
+
+M = TypeVar("M")
+M_co = TypeVar("M_co", covariant=True)
+
+
+class ModelRef(Socket, Generic[M_co]):
+    """A frozen description of a module: digests of the files it comes from, precision, patches. A value by content.
+
+    Subclasses are frozen dataclasses; whatever changes the module must be one of their fields.
+    """
+
+    @abstractmethod
+    def load(self, files: Files, place: str) -> M_co:
+        """Make the module on `place`. Raises FileChanged when the files are not what the reference says."""
+
+    @abstractmethod
+    def module_bytes(self, module: object) -> int:
+        """Bytes that a loaded module takes."""
+
+
+@dataclass(slots=True)
+class _Resident:
+    module: object
+    size: int
+
+
+class ModelPool:
+    """Modules in memory, under the same ledger as cached values; what nobody holds may be given up."""
+
+    name = "models"
+
+    def __init__(self, files: Files | None = None, ledger: Ledger | None = None) -> None:
+        self._files = files or Files()
+        self._ledger = ledger or Ledger("cpu", 1 << 62)
+        self._policy: Gdsf[Digest] = Gdsf(lambda: self._ledger.capacity, self._ledger.ageing)
+        self._resident: dict[Digest, _Resident] = {}
+        self._holds: Counter[Digest] = Counter()
+        self._bytes = 0
+        self._ledger.join(self)
+
+    def acquire(self, ref: ModelRef[M], place: str) -> M:
+        """The module behind `ref`, loaded if need be; `release` it when done."""
+        key = ref.identity()
+        if key in self._resident:
+            self._policy.use(key)
+        else:
+            self._load(key, cast("ModelRef[object]", ref), place)
+        self._holds[key] += 1
+        return cast("M", self._resident[key].module)
+
+    def release(self, ref: ModelRef[object]) -> None:
+        """Nobody needs the module for this call any more; it stays until its bytes are wanted."""
+        self._holds[ref.identity()] -= 1
+
+    def held(self) -> int:
+        """Bytes of all modules."""
+        return self._bytes
+
+    def cheapest(self) -> float | None:
+        """Priority of the module to give up first."""
+        key = self._victim()
+        return None if key is None else self._policy.priority(key)
+
+    def give_up(self) -> int:
+        """Drop the cheapest module that nobody holds."""
+        key = self._victim()
+        if key is None:
+            return 0
+        self._policy.evict(key)
+        freed = self._resident.pop(key).size
+        self._bytes -= freed
+        return freed
+
+    def _victim(self) -> Digest | None:
+        return self._policy.victim(spared=lambda key: self._holds[key] > 0)
+
+    def _load(self, key: Digest, ref: ModelRef[object], place: str) -> None:
+        began = time.perf_counter()
+        module = ref.load(self._files, place)
+        size = ref.module_bytes(module)
+        self._resident[key] = _Resident(module, size)
+        self._bytes += size
+        self._policy.admit(key, size, time.perf_counter() - began)
+        self._holds[key] += 1
+        self._ledger.make_room()
+        self._holds[key] -= 1

@@ -1,0 +1,174 @@
+"""Parameters: what stands as a literal in a graph. Parsed strictly, described as JSON Schema.
+
+Constraints are the frozen dataclasses of `annotated_types` (`Ge`, `Le`, `Len`, ...); pydantic applies them.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+
+from engine.file import File
+from engine.socket import SCALARS, Socket, Text
+
+
+class Required:
+    """Stands where a parameter has no default."""
+
+    def __repr__(self) -> str:
+        """Shown in signatures."""
+        return "REQUIRED"
+
+
+REQUIRED = Required()
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """The literal `when` asks for a new random number below `below` at each submission."""
+
+    when: int
+    below: int
+
+    def draw(self) -> int:
+        """A new value; it is written into the graph before anything is keyed."""
+        return secrets.randbelow(self.below)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The unit of a number, for documentation."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A parameter's value for the node, and the canonical JSON that enters the key."""
+
+    value: Any
+    canonical: Any
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter of a node, read from its annotation."""
+
+    name: str
+    annotation: Any
+    default: Any = REQUIRED
+
+    def __post_init__(self) -> None:
+        """Build the parser once; raises TypeError for a type that JSON cannot hold."""
+        try:
+            _ = self.schema
+        except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema, PydanticUserError) as error:
+            raise TypeError(str(error).splitlines()[0]) from error
+
+    @cached_property
+    def file(self) -> type[File] | None:
+        """The kind of file, where the parameter names one."""
+        bare = _bare(self.annotation)
+        return bare if isinstance(bare, type) and issubclass(bare, File) else None
+
+    @cached_property
+    def scalar(self) -> type[Socket] | None:
+        """The socket that may be linked instead of a literal."""
+        bare = _bare(self.annotation)
+        if get_origin(bare) is Literal:
+            kinds = {type(choice) for choice in get_args(bare)}
+            return SCALARS.get(kinds.pop()) if len(kinds) == 1 else None
+        if isinstance(bare, type) and issubclass(bare, Enum):
+            return Text if all(isinstance(member.value, str) for member in bare) else None
+        return None if self.file else SCALARS.get(bare)
+
+    @cached_property
+    def fresh(self) -> Fresh | None:
+        """How a random value is drawn, where the parameter has one."""
+        return next((note for note in _notes(self.annotation) if isinstance(note, Fresh)), None)
+
+    @cached_property
+    def unit(self) -> str:
+        """The unit, or nothing."""
+        return next((note.name for note in _notes(self.annotation) if isinstance(note, Unit)), "")
+
+    @cached_property
+    def adapter(self) -> TypeAdapter[Any]:
+        """The strict parser."""
+        kind = str if self.file else self.annotation
+        bare = _bare(kind)
+        owns_config = isinstance(bare, type) and hasattr(bare, "__pydantic_config__")
+        return TypeAdapter(kind, config=None if owns_config else ConfigDict(strict=True, allow_inf_nan=False))
+
+    @cached_property
+    def schema(self) -> Mapping[str, Any]:
+        """JSON Schema of the literal."""
+        schema = dict(self.adapter.json_schema())
+        if self.default is not REQUIRED:
+            schema["default"] = self.adapter.dump_python(self.default, mode="json")
+        return schema
+
+    def parse(self, raw: object) -> Parsed:
+        """Parse a JSON value. Raises ValueError that says what was expected."""
+        if (fast := _EXACT.get(type(raw))) is not None and fast is self.annotation:
+            return Parsed(raw, raw)
+        try:
+            value = self.adapter.validate_json(json.dumps(raw, allow_nan=False), strict=True)
+        except ValidationError as error:
+            raise ValueError(self._explain(error, raw)) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{raw!r} is not JSON: {error}") from error
+        return Parsed(value, self.adapter.dump_python(value, mode="json"))
+
+    def parse_text(self, text: str) -> Any:
+        """The JSON value that a person means by `text` on a command line; `parse` still judges it."""
+        if self.file or self.scalar is Text:
+            return text
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    @cached_property
+    def parsed_default(self) -> Parsed:
+        """The default, as if it had been written out."""
+        return self.parse(self.adapter.dump_python(self.default, mode="json"))
+
+    def _explain(self, error: ValidationError, raw: object) -> str:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = "".join(f"[{part!r}]" for part in first["loc"])
+        return f"{where}{' ' if where else ''}{_lower(first['msg'])}, got {_short(raw)}{self._range()}"
+
+    def _range(self) -> str:
+        low = self.schema.get("minimum", self.schema.get("exclusiveMinimum"))
+        high = self.schema.get("maximum", self.schema.get("exclusiveMaximum"))
+        if low is None and high is None:
+            return ""
+        unit = f" {self.unit}" if self.unit else ""
+        return f" (range {'' if low is None else low}..{'' if high is None else high}{unit})"
+
+
+_EXACT: Mapping[type, type] = {str: str, int: int, bool: bool}
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _notes(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _short(raw: object) -> str:
+    text = json.dumps(raw, default=repr)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,109 @@
+"""Traces: the key of a node's call -> the identities of its outputs. Traces outlive values."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.catalogue import Catalogue
+from engine.digest import Digest
+from engine.file import DigestMemory, Stamp
+
+SIZE = 32
+"""Bytes of one identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a call gave: the identities of its outputs in port order, and how many seconds it took."""
+
+    outputs: tuple[Digest, ...]
+    seconds: float
+
+
+class Traces:
+    """key -> Trace, in memory and, with a catalogue, on disk."""
+
+    def __init__(self, catalogue: Catalogue | None = None) -> None:
+        self._memory: dict[Digest, Trace] = {}
+        self._catalogue = catalogue
+
+    def get(self, key: Digest) -> Trace | None:
+        """What this call gave before."""
+        found = self._memory.get(key)
+        if found is None and self._catalogue is not None:
+            row = self._catalogue.one("SELECT outputs, seconds FROM traces WHERE key=?", key)
+            if row is not None:
+                found = self._memory[key] = Trace(_split(row[0]), row[1])
+        return found
+
+    def put(self, key: Digest, trace: Trace) -> None:
+        """Remember what a call gave. The first trace of a key stands: another process may have promised it already."""
+        self._memory.setdefault(key, trace)
+        if self._catalogue is not None:
+            self._catalogue.write("INSERT OR IGNORE INTO traces VALUES (?,?,?)", [_row(key, trace)])
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._memory.clear()
+        if self._catalogue is not None:
+            self._catalogue.write("DELETE FROM traces", [()])
+
+
+def _row(key: Digest, trace: Trace) -> tuple[Digest, bytes, float]:
+    return key, b"".join(trace.outputs), trace.seconds
+
+
+def _split(joined: bytes) -> tuple[Digest, ...]:
+    return tuple(joined[start : start + SIZE] for start in range(0, len(joined), SIZE))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a node was when it last was settled; compared with what it is now to say why it runs."""
+
+    type: str
+    version: int
+    key: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+class Records:
+    """Node id -> Record, in memory and, with a catalogue, on disk. Only explanations depend on it, never results."""
+
+    def __init__(self, catalogue: Catalogue | None = None) -> None:
+        self._catalogue = catalogue
+        self._memory: dict[str, Record] = {}
+        for node, text in catalogue.all("SELECT node, record FROM records") if catalogue else ():
+            self._memory[node] = Record(**json.loads(text))
+
+    def get(self, node: str) -> Record | None:
+        """What `node` was last."""
+        return self._memory.get(node)
+
+    def put(self, records: Mapping[str, Record]) -> None:
+        """Remember what nodes are now."""
+        self._memory.update(records)
+        if self._catalogue is not None and records:
+            self._catalogue.write("INSERT OR REPLACE INTO records VALUES (?,?)", _rows(records))
+
+
+def _rows(records: Mapping[str, Record]) -> Iterable[tuple[str, str]]:
+    return [(node, json.dumps(asdict(record))) for node, record in records.items()]
+
+
+class CataloguedDigests(DigestMemory):
+    """Digests of files, kept over restarts."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        super().__init__()
+        self._catalogue = catalogue
+        for path, inode, size, mtime, ctime, value in catalogue.all("SELECT * FROM digests"):
+            super().put((path, inode, size, mtime, ctime), value)
+
+    def put(self, stamp: Stamp, value: Digest) -> None:
+        """Remember a digest."""
+        super().put(stamp, value)
+        self._catalogue.write("INSERT OR REPLACE INTO digests VALUES (?,?,?,?,?,?)", [(*stamp, value)])

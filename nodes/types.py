@@ -1,0 +1,153 @@
+"""What travels on the wires. Every convention is stated once, here, in its type's docstring."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+import PIL.Image
+import torch
+from annotated_types import Ge, Le
+
+from engine.device import TensorSocket
+from engine.param import Fresh, Unit
+from engine.socket import Socket
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_SIDE = 16384
+"""Longest side of an image, in pixels."""
+
+Side = Annotated[int, Ge(1), Le(MAX_SIDE), Unit("px")]
+"""Width or height of a canvas."""
+Offset = Annotated[int, Ge(-MAX_SIDE), Le(MAX_SIDE), Unit("px")]
+"""A position on a canvas; 0 is left or top."""
+Pixels = Annotated[int, Ge(0), Le(512), Unit("px")]
+"""A distance in pixels."""
+Fraction = Annotated[float, Ge(0), Le(1)]
+"""A share between 0 and 1."""
+Seed = Annotated[int, Ge(-1), Le(2**64 - 1), Fresh(when=-1, below=2**32)]
+"""A seed; -1 draws a new one at each submission and writes it into the graph."""
+Colour = Annotated[str, Unit("#rrggbb or a CSS name")]
+"""A colour, as Pillow reads it."""
+
+
+def _rank(tensor: torch.Tensor, dtype: torch.dtype, channels: int | None) -> None:
+    shape = tuple(tensor.shape)
+    if tensor.dtype != dtype:
+        raise ValueError(f"expected {dtype}, got {tensor.dtype}")
+    if len(shape) != 4 or 0 in shape or (channels is not None and shape[1] != channels):
+        raise ValueError(f"expected N x {channels or 'C'} x H x W with no empty side, got {shape}")
+
+
+@dataclass(frozen=True, eq=False)
+class Image(TensorSocket):
+    """Pictures: uint8, N x 3 x H x W, sRGB, all of one size. Known by content."""
+
+    data: torch.Tensor
+
+    def check(self) -> None:
+        """Shape and dtype."""
+        _rank(self.data, torch.uint8, 3)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.data.shape[3], self.data.shape[2]
+
+    @classmethod
+    def of(cls, picture: PIL.Image.Image) -> Self:
+        """From Pillow; other modes are converted to RGB."""
+        array = np.array(picture.convert("RGB"))
+        return cls(torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0).contiguous())
+
+    def pil(self, index: int = 0) -> PIL.Image.Image:
+        """Picture `index` for Pillow."""
+        return PIL.Image.fromarray(self.data[index].permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class Mask(TensorSocket):
+    """Masks: uint8, N x 1 x H x W. 255 = repaint, 0 = keep, everywhere. Known by content."""
+
+    data: torch.Tensor
+
+    def check(self) -> None:
+        """Shape and dtype."""
+        _rank(self.data, torch.uint8, 1)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.data.shape[3], self.data.shape[2]
+
+    @classmethod
+    def of(cls, picture: PIL.Image.Image) -> Self:
+        """From Pillow; other modes are converted to luminance."""
+        return cls(torch.from_numpy(np.array(picture.convert("L")))[None, None].contiguous())
+
+    def pil(self, index: int = 0) -> PIL.Image.Image:
+        """Mask `index` for Pillow, mode L."""
+        return PIL.Image.fromarray(self.data[index, 0].contiguous().cpu().numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSpace:
+    """Where latents live: channels, pixels per latent cell, and the factor and shift between VAE and UNet."""
+
+    channels: int = 4
+    downscale: int = 8
+    scaling: float = 0.18215
+    shift: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Latent(TensorSocket):
+    """Latents: float32, N x C x h x w, as the UNet wants them: (VAE mean - shift) * scaling. Known by recipe."""
+
+    by_value = False
+
+    data: torch.Tensor
+    space: LatentSpace = LatentSpace()
+
+    def check(self) -> None:
+        """Shape, dtype, and no NaN."""
+        _rank(self.data, torch.float32, self.space.channels)
+        if not bool(torch.isfinite(self.data).all()):
+            raise ValueError("the latent contains NaN or infinity; try a higher precision")
+
+    @classmethod
+    def _thaw(cls, meta: "Mapping[str, Any]") -> dict[str, Any]:
+        return {"space": LatentSpace(**meta["space"])}
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning(TensorSocket):
+    """What a prompt means to a UNet: float32, 1 x (77 k) x D hidden states. Known by recipe."""
+
+    by_value = False
+
+    data: torch.Tensor
+
+    def check(self) -> None:
+        """Rank, dtype, and no NaN."""
+        if self.data.ndim != 3 or self.data.dtype != torch.float32 or not bool(torch.isfinite(self.data).all()):
+            raise ValueError(f"expected finite float32 1 x L x D, got {self.data.dtype} {tuple(self.data.shape)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Noise(Socket):
+    """A recipe for noise, one seed and one generator per image, so image i of a batch equals the same image alone.
+
+    `strength` mixes in the variation seeds (0 = not at all, 1 = only them). Numbers are drawn on the `source`.
+    """
+
+    seeds: tuple[int, ...]
+    variations: tuple[int, ...] = ()
+    strength: float = 0.0
+    source: Literal["cpu"] = "cpu"
+
+    def check(self) -> None:
+        """At least one image, and a variation seed for each where there are any."""
+        if not self.seeds or (self.variations and len(self.variations) != len(self.seeds)):
+            raise ValueError(f"expected as many variation seeds as seeds, got {self.variations} for {self.seeds}")
