@@ -211,7 +211,7 @@ class Engine:
         program = self.program(graph, arguments)
         if not program.unsettled:
             return graph, program
-        drawn = {f"{node.partition('[')[0]}.{name}": value for node, name, value in program.unsettled}
+        drawn = {f"{node.partition('[')[0]}.{name}": fresh.draw() for node, name, fresh in program.unsettled}
         graph = graph.set(drawn)
         return graph, self.program(graph, arguments)
 

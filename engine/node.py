@@ -162,7 +162,7 @@ def _check_function(function: Callable[..., Any], type_: str) -> None:
 def _hints(function: Callable[..., Any], type_: str) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError) as error:
+    except (NameError, TypeError, AttributeError, SyntaxError) as error:
         raise errors.UnsupportedAnnotation(f"{type_}: an annotation cannot be read: {error}") from error
 
 

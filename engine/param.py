@@ -5,7 +5,7 @@ Constraints are the frozen dataclasses of `annotated_types` (`Ge`, `Le`, `Len`, 
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -66,6 +66,8 @@ class Param:
 
     def __post_init__(self) -> None:
         """Build the parser once; raises TypeError for a type that JSON cannot hold."""
+        if self.file is None:
+            _refuse_parts(self.annotation)
         try:
             _ = self.schema
         except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema, PydanticUserError) as error:
@@ -155,6 +157,22 @@ class Param:
 
 
 _EXACT: Mapping[type, type] = {str: str, int: int, bool: bool}
+
+
+_UNFIT = (Socket, File, set, frozenset)
+"""What may not stand inside a parameter's type: links, files, and what has no order in a key."""
+
+
+def _refuse_parts(annotation: Any) -> None:
+    for part in _parts(annotation):
+        if isinstance(part, type) and issubclass(part, _UNFIT):
+            raise TypeError(f"{part.__name__} cannot be part of a parameter's type")
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    yield get_origin(annotation) or annotation
+    for inner in get_args(annotation):
+        yield from _parts(inner)
 
 
 def _bare(annotation: Any) -> Any:

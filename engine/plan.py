@@ -95,11 +95,14 @@ class Survey:
         self._pinned: Counter[Digest] = Counter()
         self._ports: dict[int, list[int]] = defaultdict(list)
         self._consumers: list[list[int]] | None = None
+        self._held: dict[int, int] = {}
         for port in wanted:
             self._ports[port.step].append(port.output)
         self._resolve_files(files)
         for position in self.order:
             self._identify(position)
+        for position in self._before_unkeyed():
+            self._hold(position)
 
     def close(self) -> None:
         """Let go of everything that was pinned."""
@@ -123,16 +126,16 @@ class Survey:
     def finish(self, position: int, ids: tuple[Digest, ...]) -> None:
         """A step has run and given these identities: whoever waited for it may go on."""
         mark = self.marks[position]
-        mark.done, mark.ids = True, ids
+        mark.done = True
         for identity in ids:
             for waiter in self._waiters.pop(identity, ()):
                 self._arrived(waiter)
+        changed = [position, *self._followers.pop(position, ())]
+        for known in changed:
+            self.marks[known].ids = ids
+            self._hold(known)
         for identity in self.sources(position):
             self._unpin(identity)
-        changed = [position]
-        for follower in self._followers.pop(position, ()):
-            self.marks[follower].ids = ids
-            changed.append(follower)
         self._spread(changed)
 
     def lost(self, position: int, identity: Digest) -> None:
@@ -141,7 +144,7 @@ class Survey:
         mark.missing += 1
         self._waiters[identity].append(position)
         producer = self._producer[identity]
-        self.marks[producer].todo = self.marks[producer].done = False
+        self._again(producer)
         self.demand(producer)
 
     def demand(self, position: int) -> None:
@@ -159,6 +162,7 @@ class Survey:
                 if not self.available(identity):
                     mark.missing += 1
                     self._waiters[identity].append(position)
+                    self._again(self._producer[identity])
                     stack.append(self._producer[identity])
             if not mark.missing:
                 heapq.heappush(self.ready, -position)
@@ -167,6 +171,7 @@ class Survey:
         """A requested output is known by now: have it made unless some tier has it."""
         self._pin(identity)
         if not self.available(identity):
+            self._again(self._producer[identity])
             self.demand(self._producer[identity])
 
     def planned(self) -> Iterator[Planned]:
@@ -231,6 +236,7 @@ class Survey:
             if mark.key is None:
                 return
             self._recall(position, step, mark)
+            self._unhold(step)
         for identity in mark.ids:
             if identity is not None:
                 self._producer.setdefault(identity, position)
@@ -274,6 +280,41 @@ class Survey:
         else:
             self._followers[owner].append(position)
 
+    def _again(self, producer: int) -> None:
+        """A value that was made in this run, and is gone already, can be made once more."""
+        mark = self.marks[producer]
+        if mark.done:
+            mark.todo = mark.done = False
+
+    def _hold(self, position: int) -> None:
+        """Keep what a step gave until everything that links to it is keyed: only then is it known who needs it."""
+        waiting = sum(consumer in self.marks and self.marks[consumer].key is None for consumer in self._linking(position))
+        if waiting and position not in self._held:
+            self._held[position] = waiting
+            for identity in self.marks[position].ids:
+                if identity is not None:
+                    self._pin(identity)
+
+    def _before_unkeyed(self) -> set[int]:
+        """Identified steps that something links to which cannot be keyed yet."""
+        unkeyed = (position for position, mark in self.marks.items() if mark.key is None and not mark.done)
+        sources = {port.step for position in unkeyed for port in self.program.steps[position].needs()}
+        return {position for position in sources if self.marks[position].identified}
+
+    def _unhold(self, step: Step) -> None:
+        for position in {port.step for port in step.needs()} & self._held.keys():
+            self._held[position] -= 1
+            if not self._held[position]:
+                del self._held[position]
+                for identity in self.marks[position].ids:
+                    if identity is not None:
+                        self._unpin(identity)
+
+    def _linking(self, position: int) -> list[int]:
+        if self._consumers is None:
+            self._consumers = self.program.consumers()
+        return self._consumers[position]
+
     def _want_outputs(self, position: int) -> None:
         mark = self.marks[position]
         for output in self._ports[position]:
@@ -283,12 +324,10 @@ class Survey:
 
     def _spread(self, changed: Iterable[int]) -> None:
         """Identify what can be identified now, downstream of `changed`, in topological order."""
-        if self._consumers is None:
-            self._consumers = self.program.consumers()
         heap: list[int] = []
         for position in changed:
             self._settle(position)
-            heap += self._consumers[position]
+            heap += self._linking(position)
         heapq.heapify(heap)
         while heap:
             position = heapq.heappop(heap)
@@ -296,7 +335,7 @@ class Survey:
                 continue
             self._identify(position)
             if self.marks[position].key is not None:
-                for consumer in self._consumers[position]:
+                for consumer in self._linking(position):
                     heapq.heappush(heap, consumer)
 
     def _settle(self, position: int) -> None:

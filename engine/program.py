@@ -13,7 +13,7 @@ from engine.expand import Flat, FlatNode, Link, Linked, expand
 from engine.file import File
 from engine.graph import Graph, suggest
 from engine.node import Input, NodeDef
-from engine.param import REQUIRED, Param, Parsed
+from engine.param import REQUIRED, Fresh, Param, Parsed
 from engine.registry import Registry
 from engine.socket import Socket
 
@@ -86,10 +86,10 @@ class Program:
         return sorted(found)
 
     @cached_property
-    def unsettled(self) -> list[tuple[str, str, int]]:
-        """(node, parameter, new value) for every literal that asks for a fresh random number."""
+    def unsettled(self) -> list[tuple[str, str, Fresh]]:
+        """(node, parameter, how to draw) for every literal that asks for a fresh random number."""
         return [
-            (step.id, name, fresh.draw())
+            (step.id, name, fresh)
             for step in self.steps
             for name, value in step.values.items()
             if (fresh := step.definition.params[name].fresh) is not None and value == fresh.when

@@ -1,0 +1,118 @@
+"""The one property that matters: whatever was edited, evicted, cancelled or restarted, results are those from scratch.
+
+And its broken twins: engines with a plausible mistake, each of which the same property must catch.
+"""
+
+import os
+from functools import cached_property
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from oracle import check, scripts
+
+import engine.plan
+from engine import file, program
+from engine.digest import digest, encode
+from engine.engine import Engine
+from engine.plan import Survey
+from engine.socket import Socket
+
+EXAMPLES = int(os.environ.get("CALOTYPE_ORACLE_EXAMPLES", "2000"))
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=QUIET, print_blob=True)
+@given(scripts)
+def test_results_are_those_from_scratch(script):
+    check(Engine, script)
+
+
+def forgets_a_parameter():
+    """The key leaves out one parameter of one node type."""
+
+    def head(step):
+        canonical = {name: value for name, value in step.canonical.items() if name != "seed"}
+        return encode([step.definition.type, step.definition.version, canonical])
+
+    forgetful = cached_property(head)
+    forgetful.__set_name__(program.Step, "head")
+    return patch.object(program.Step, "head", forgetful)
+
+
+def forgets_the_order_of_a_list():
+    """The key takes links of a list as a set."""
+    original = Survey._key
+
+    def key(self, step, mark):
+        if original(self, step, mark) is None:
+            return None
+        ids = [sorted(self.identity(port) for port in source.ports) for source in step.sources]
+        names = [source.name for source in step.sources]
+        files = {name: found.digest for name, found in mark.files.items()}
+        return digest(step.head, names, ids, files)
+
+    return patch.object(Survey, "_key", key)
+
+
+def forgets_which_input():
+    """The key leaves out the names of the inputs."""
+    original = Survey._key
+
+    def key(self, step, mark):
+        if original(self, step, mark) is None:
+            return None
+        ids = [self.identity(port) for source in step.sources for port in source.ports]
+        return digest(step.head, ids, {name: found.digest for name, found in mark.files.items()})
+
+    return patch.object(Survey, "_key", key)
+
+
+def forgets_which_output():
+    """All outputs of a node share one recipe identity, and so do all nodes of one type and parameters."""
+
+    def identities(step, key):
+        return tuple(
+            None if socket.by_value else digest("recipe", step.head) for socket in step.definition.outputs.values()
+        )
+
+    return patch.object(engine.plan, "recipe_identities", identities)
+
+
+def trusts_names():
+    """Files are known by name."""
+    return patch.object(file.Files, "_digest", lambda _, path: digest(str(path)))
+
+
+def ignores_types_of_content():
+    """Values of different classes share identities."""
+    return patch.object(Socket, "identity", lambda value: digest(str(value.pack().meta)[:12]))
+
+
+MISTAKES = [
+    forgets_a_parameter,
+    forgets_the_order_of_a_list,
+    forgets_which_input,
+    forgets_which_output,
+    trusts_names,
+    ignores_types_of_content,
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_a_broken_cache_is_caught(mistake):
+    @settings(
+        max_examples=4000,
+        deadline=None,
+        suppress_health_check=QUIET,
+        phases=[Phase.generate],
+        database=None,
+        derandomize=True,
+    )
+    @given(scripts)
+    def property_(script):
+        check(Engine, script)
+
+    with mistake(), pytest.raises(BaseException) as caught:  # noqa: PT011  any failure is a catch
+        property_()
+    assert not isinstance(caught.value, KeyboardInterrupt)

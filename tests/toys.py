@@ -1,0 +1,169 @@
+"""A small node pack without torch: every call is logged, so tests can assert exactly what ran."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+from annotated_types import Ge, Le
+
+from engine.context import Context
+from engine.engine import Engine
+from engine.file import File
+from engine.graph import Graph
+from engine.node import node
+from engine.registry import Registry
+from engine.socket import Float, Int, Socket, Text
+
+LOG: list[str] = []
+"""Types of the nodes that were called since it was last cleared."""
+
+
+def mixed(*parts):
+    """Eight characters that depend on all parts and on their order."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=4).hexdigest()
+
+
+@dataclass(frozen=True)
+class Blob(Socket):
+    """Known by content."""
+
+    text: str
+    weight: int = 100
+
+    def nbytes(self):
+        return self.weight
+
+
+@dataclass(frozen=True)
+class Wave(Socket):
+    """Known by recipe."""
+
+    by_value = False
+
+    text: str
+    weight: int = 100
+
+    def nbytes(self):
+        return self.weight
+
+
+class Parts(NamedTuple):
+    head: Blob
+    tail: Wave
+
+
+@node("toy.number", version=1)
+def number(value: int = 0) -> Int:
+    """A number."""
+    LOG.append("toy.number")
+    return Int(value)
+
+
+@node("toy.load", version=1)
+def load(source: File) -> Blob:
+    """The content of a file."""
+    LOG.append("toy.load")
+    return Blob(source.read().decode())
+
+
+@node("toy.blob", version=1)
+def blob(text: str = "a", weight: Annotated[int, Ge(1)] = 100) -> Blob:
+    """A blob."""
+    LOG.append("toy.blob")
+    return Blob(text, weight)
+
+
+@node("toy.encode", version=1)
+def encode(blob: Blob, weight: int = 100) -> Wave:
+    """Blob to wave."""
+    LOG.append("toy.encode")
+    return Wave(mixed("encode", blob.text, weight), weight)
+
+
+@node("toy.mix", version=1)
+def mix(
+    a: Wave,
+    b: Wave | None = None,
+    amount: Annotated[float, Ge(0), Le(1)] = 0.5,
+    seed: int = 0,
+    mode: Literal["add", "mul"] = "add",
+) -> Wave:
+    """Two waves, or one and nothing."""
+    LOG.append("toy.mix")
+    return Wave(mixed("mix", a.text, b and b.text, amount, seed, mode))
+
+
+@node("toy.decode", version=1)
+def decode(wave: Wave) -> Blob:
+    """Wave to blob."""
+    LOG.append("toy.decode")
+    return Blob(mixed("decode", wave.text))
+
+
+@node("toy.classify", version=1)
+def classify(blob: Blob, classes: Annotated[int, Ge(1), Le(9)] = 2) -> Blob:
+    """One of few blobs: different inputs often give the same."""
+    LOG.append("toy.classify")
+    return Blob(f"class {sum(blob.text.encode()) % classes}")
+
+
+@node("toy.join", version=1)
+def join(blobs: tuple[Blob, ...]) -> Blob:
+    """Several blobs in order."""
+    LOG.append("toy.join")
+    return Blob(mixed("join", *(item.text for item in blobs)))
+
+
+@node("toy.split", version=1)
+def split(blob: Blob) -> Parts:
+    """Two outputs, one of each kind."""
+    LOG.append("toy.split")
+    return Parts(Blob(blob.text[:2]), Wave(mixed("tail", blob.text)))
+
+
+@node("toy.label", version=1)
+def label(blob: Blob) -> Text:
+    """The text of a blob."""
+    LOG.append("toy.label")
+    return Text(blob.text)
+
+
+@node("toy.grid", version=1, gathers=True)
+def grid(blobs: tuple[Blob, ...], columns: int, x_labels: list[str], y_labels: list[str]) -> Blob:
+    """A sheet."""
+    LOG.append("toy.grid")
+    return Blob(mixed("grid", columns, x_labels, y_labels, *(item.text for item in blobs)))
+
+
+@node("toy.scale", version=1)
+def scale(by: Float, wave: Wave) -> Wave:
+    """A wave times a number."""
+    LOG.append("toy.scale")
+    return Wave(mixed("scale", by.value, wave.text))
+
+
+@node("toy.steps", version=1)
+def steps(wave: Wave, count: int, context: Context) -> Wave:
+    """Something that takes time and reports it."""
+    LOG.append("toy.steps")
+    for done in range(count):
+        context.progress(done, count)
+    return Wave(mixed("steps", wave.text, count))
+
+
+PACK = (number, load, blob, encode, mix, decode, classify, join, split, label, grid, scale, steps)
+REGISTRY = Registry(PACK)
+
+
+def graph(outputs, nodes, **more):
+    """A graph document from `{id: (type, params, inputs)}`."""
+    listed = {}
+    for name, (type_, *rest) in nodes.items():
+        params, inputs = (*rest, {}, {})[:2]
+        listed[name] = {"type": type_, "params": params, "inputs": inputs}
+    return Graph.parse({"format": "calotype/1", "nodes": listed, "outputs": outputs, **more})
+
+
+def engine(*more, **options):
+    """A strict engine over the pack."""
+    return Engine(REGISTRY.with_nodes(*more) if more else REGISTRY, **{"strict": True, "memory": 1 << 30, **options})
