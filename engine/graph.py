@@ -4,11 +4,22 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    PlainValidator,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from engine.errors import GraphError, Problem
 
@@ -88,6 +99,13 @@ class Argument(_Model):
     default: LinkText | None = None
 
 
+def _argument_form(value: object) -> str:
+    return "brief" if isinstance(value, str) else "full"
+
+
+ArgumentText = Annotated[
+    Annotated[str, Tag("brief")] | Annotated[Argument, Tag("full")], Discriminator(_argument_form)
+]
 Axis = dict[str, Annotated[list[JsonValue], Field(min_length=1)]]
 
 
@@ -112,7 +130,7 @@ class Document(_Model):
     format: Literal["calotype/1"]
     nodes: dict[Name, Node]
     expose: dict[Name, Target] = {}
-    arguments: dict[Name, str | Argument] = {}
+    arguments: dict[Name, ArgumentText] = {}
     outputs: dict[Name, LinkText] = {}
     sweep: Sweep | None = None
     meta: dict[str, JsonValue] = {}
@@ -159,10 +177,8 @@ class Graph:
         data = self.document.model_dump(mode="json", exclude_defaults=True, warnings=False)
         data = {"format": FORMAT, **data}
         for node, subgraph in self.subgraphs.items():
-            if inline or subgraph.name is None:
+            if inline or not isinstance(self.document.nodes[node].graph, str):
                 data["nodes"][node]["graph"] = subgraph.dump(inline=inline)
-            else:
-                data["nodes"][node]["graph"] = subgraph.name
         return data
 
     def dumps(self, *, inline: bool = False) -> str:
@@ -183,7 +199,10 @@ class Graph:
         subgraph = self.subgraphs.get(node)
         if subgraph is None:
             return node, param
-        inner, innermost = subgraph.locate(param)
+        try:
+            inner, innermost = subgraph.locate(param)
+        except GraphError as error:
+            raise GraphError([Problem(name, item.message, item.code) for item in error.problems]) from error
         return f"{node}/{inner}", innermost
 
     def node_type(self, flat: str) -> str:
@@ -205,7 +224,7 @@ class Graph:
             except GraphError as error:
                 problems += error.problems
                 continue
-            changes.setdefault(node, {})[param] = value
+            changes.setdefault(node, {})[param] = deepcopy(value)
         if problems:
             raise GraphError(problems)
         edited = self._with(changes)
@@ -215,10 +234,8 @@ class Graph:
 
     def replace(self, **parts: Any) -> "Graph":
         """A graph with other parts (`nodes`, `outputs`, `sweep`, `meta`, ...), given as JSON values."""
-        data = self.dump()
-        data.update(parts)
-        subgraphs = {graph.name: graph for graph in self.subgraphs.values() if graph.name}
-        graph = Graph.parse(data, lambda name: subgraphs.get(name) or no_library(name))
+        data = {**self.dump(), **parts}
+        graph = Graph.parse(data, lambda name: self._named(name) or no_library(name))
         graph.name = self.name
         return graph
 
@@ -251,10 +268,20 @@ class Graph:
                 else:
                     params[name] = value
                     inputs.pop(name, None)
+        edited: dict[str, Any] = {"params": params, "inputs": inputs}
         if deeper:
             subgraph = subgraph._with(deeper)
-            subgraph.name = None
-        return node.model_copy(update={"params": params, "inputs": inputs}), subgraph
+            edited["graph"] = None  # it is not what its name stands for any more
+        return node.model_copy(update=edited), subgraph
+
+    def _named(self, name: str) -> "Graph | None":
+        """The contained graph that a node, here or in a graph that stands inline, refers to as `name`."""
+        for node, subgraph in self.subgraphs.items():
+            given = self.document.nodes[node].graph
+            found = subgraph if given == name else None if isinstance(given, str) else subgraph._named(name)
+            if found is not None:
+                return found
+        return None
 
     def _target(self, name: str) -> tuple[str, str]:
         head, slash, rest = name.partition("/")
@@ -304,7 +331,9 @@ def _read(source: str | bytes) -> Any:
         raise
     except UnicodeDecodeError as error:
         raise GraphError([Problem("", f"not UTF-8 text: {error.reason} at byte {error.start}", "syntax")]) from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except RecursionError as error:
+        raise GraphError([Problem("", "nested too deeply", "syntax")]) from error
+    except (ValueError, yaml.YAMLError) as error:
         raise GraphError([Problem("", f"not a graph document: {error}", "syntax")]) from error
 
 
@@ -326,11 +355,11 @@ def _yaml(text: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice in one object")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} stands twice in one object")
+        found[name] = value
     return found
 
 
@@ -350,8 +379,7 @@ def _build(raw: Any, library: Library, path: str, problems: list[Problem], *, de
     try:
         document = Document.model_validate(raw)
     except ValidationError as error:
-        listed = [_problem(item, path, raw) for item in error.errors(include_url=False)]
-        problems += {problem.path: problem for problem in reversed(listed)}.values()
+        problems += [_problem(item, path, raw) for item in error.errors(include_url=False)]
         return None
     subgraphs: dict[str, Graph] = {}
     for node_id, node in document.nodes.items():
@@ -386,25 +414,37 @@ def _find(given: Any, library: Library, where: str, problems: list[Problem], dep
 
 
 def _problem(item: Any, path: str, raw: Mapping[str, Any]) -> Problem:
-    parts = [str(part) for part in item["loc"] if not _is_branch(part)]
-    where = path + ".".join(parts)
+    parts = _parts(item["loc"], raw)
+    where = path + ".".join(parts).replace(".[", "[")
     match item["type"]:
         case "extra_forbidden":
             hint = suggest(parts[-1], Document.model_fields if len(parts) == 1 else Node.model_fields)
             return Problem(where, f"unknown field{hint}", "unknown_field")
         case "missing":
-            return Problem(where, "missing", "missing")
+            return Problem(f"{where}.{item['loc'][-1]}".removeprefix("."), "missing", "missing")
         case "value_error":
             return Problem(where, f"{item['ctx']['error']}, got {_show(item['input'])}", "invalid")
         case "literal_error" if parts == ["format"]:
             return Problem(where, f'expected "{FORMAT}", got {_show(raw.get("format"))}', "format")
+        case "recursion_loop":
+            return Problem(path + ".".join(parts[:2]), "nested too deeply", "syntax")
         case _:
             message = str(item["msg"]).replace("Input should be", "expected")
             return Problem(where, f"{message[:1].lower()}{message[1:]}, got {_show(item['input'])}", "invalid")
 
 
-def _is_branch(part: Any) -> bool:
-    return part in ("[key]", "str", "Argument", "json-or-python[...]") or str(part).startswith(("function-", "json"))
+def _parts(location: Sequence[str | int], raw: Any) -> list[str]:
+    """The steps of pydantic's location that lead through the document; its own marks for branches are left out."""
+    found: list[str] = []
+    for part in location:
+        if isinstance(raw, Mapping) and part in raw:
+            found.append(str(part))
+        elif isinstance(raw, list) and isinstance(part, int):
+            found.append(f"[{part}]")
+        else:
+            continue
+        raw = raw[part]
+    return found
 
 
 def _show(value: Any) -> str:

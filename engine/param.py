@@ -6,13 +6,15 @@ Constraints are the frozen dataclasses of `annotated_types` (`Ge`, `Le`, `Len`, 
 import json
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from functools import cached_property
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+from pydantic_core import to_jsonable_python
 
 from engine.file import File
 from engine.socket import SCALARS, Socket, Text
@@ -69,7 +71,7 @@ class Param:
         if self.file is None:
             _refuse_parts(self.annotation)
         try:
-            _ = self.schema
+            _ = self._type_schema
         except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema, PydanticUserError) as error:
             raise TypeError(str(error).splitlines()[0]) from error
 
@@ -104,17 +106,15 @@ class Param:
     def adapter(self) -> TypeAdapter[Any]:
         """The strict parser."""
         kind = str if self.file else self.annotation
-        bare = _bare(kind)
-        owns_config = isinstance(bare, type) and hasattr(bare, "__pydantic_config__")
+        owns_config = is_dataclass(_bare(kind))
         return TypeAdapter(kind, config=None if owns_config else ConfigDict(strict=True, allow_inf_nan=False))
 
     @cached_property
     def schema(self) -> Mapping[str, Any]:
         """JSON Schema of the literal."""
-        schema = dict(self.adapter.json_schema())
-        if self.default is not REQUIRED:
-            schema["default"] = self.adapter.dump_python(self.default, mode="json")
-        return schema
+        if self.default is REQUIRED:
+            return self._type_schema
+        return {**self._type_schema, "default": to_jsonable_python(self.default)}
 
     def parse(self, raw: object) -> Parsed:
         """Parse a JSON value. Raises ValueError that says what was expected."""
@@ -126,6 +126,8 @@ class Param:
             raise ValueError(self._explain(error, raw)) from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"{raw!r} is not JSON: {error}") from error
+        if self._confuses_numbers(raw, value):
+            raise ValueError(f"expected the {type(value).__name__} {value!r}, got {_short(raw)}")
         return Parsed(value, self.adapter.dump_python(value, mode="json"))
 
     def parse_text(self, text: str) -> Any:
@@ -140,7 +142,16 @@ class Param:
     @cached_property
     def parsed_default(self) -> Parsed:
         """The default, as if it had been written out."""
-        return self.parse(self.adapter.dump_python(self.default, mode="json"))
+        return self.parse(to_jsonable_python(self.default))
+
+    @cached_property
+    def _type_schema(self) -> Mapping[str, Any]:
+        return self.adapter.json_schema()
+
+    def _confuses_numbers(self, raw: object, value: object) -> bool:
+        """`True` for `Literal[1]`, which pydantic takes for equal."""
+        literal = get_origin(_bare(self.annotation)) is Literal
+        return literal and isinstance(raw, int | float) and type(raw) is not type(value)
 
     def _explain(self, error: ValidationError, raw: object) -> str:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -148,8 +159,9 @@ class Param:
         return f"{where}{' ' if where else ''}{_lower(first['msg'])}, got {_short(raw)}{self._range()}"
 
     def _range(self) -> str:
-        low = self.schema.get("minimum", self.schema.get("exclusiveMinimum"))
-        high = self.schema.get("maximum", self.schema.get("exclusiveMaximum"))
+        schema = self._type_schema
+        low = schema.get("minimum", schema.get("exclusiveMinimum"))
+        high = schema.get("maximum", schema.get("exclusiveMaximum"))
         if low is None and high is None:
             return ""
         unit = f" {self.unit}" if self.unit else ""
@@ -159,8 +171,8 @@ class Param:
 _EXACT: Mapping[type, type] = {str: str, int: int, bool: bool}
 
 
-_UNFIT = (Socket, File, set, frozenset)
-"""What may not stand inside a parameter's type: links, files, and what has no order in a key."""
+_UNFIT = (Socket, File, PurePath, set, frozenset)
+"""What may not stand inside a parameter's type: links, files, and what has no order that a key could keep."""
 
 
 def _refuse_parts(annotation: Any) -> None:

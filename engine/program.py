@@ -353,7 +353,7 @@ def _store(
     """Files enter the key by content, so their names stay out of `canonical`."""
     if literal is None:
         return
-    if param.file is not None and literal.value is not None:
+    if param.file is not None:
         files[param.name] = (param.file, literal.value)
     else:
         values[param.name] = literal.value

@@ -1,7 +1,9 @@
 """What travels on the wires. Every convention is stated once, here, in its type's docstring."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -9,11 +11,14 @@ import torch
 from annotated_types import Ge, Le
 
 from engine.device import TensorSocket
+from engine.file import Files
+from engine.models import ModelRef
 from engine.param import Fresh, Unit
 from engine.socket import Socket
+from nodes.diffusion import load
+from nodes.diffusion.schedule import NoiseSchedule
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+M = TypeVar("M")
 
 MAX_SIDE = 16384
 """Longest side of an image, in pixels."""
@@ -117,7 +122,7 @@ class Latent(TensorSocket):
             raise ValueError("the latent contains NaN or infinity; try a higher precision")
 
     @classmethod
-    def _thaw(cls, meta: "Mapping[str, Any]") -> dict[str, Any]:
+    def _thaw(cls, meta: Mapping[str, Any]) -> dict[str, Any]:
         return {"space": LatentSpace(**meta["space"])}
 
 
@@ -151,3 +156,84 @@ class Noise(Socket):
         """At least one image, and a variation seed for each where there are any."""
         if not self.seeds or (self.variations and len(self.variations) != len(self.seeds)):
             raise ValueError(f"expected as many variation seeds as seeds, got {self.variations} for {self.seeds}")
+
+
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
+"""Number format of a model's weights; `auto` is float32 on a CPU and float16 on a GPU (the VAE stays float32)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part(ModelRef[Any]):
+    """One part of a checkpoint, known by the sha256 of the checkpoint's files."""
+
+    digest: str
+    precision: Precision = "auto"
+
+    def module_bytes(self, module: object) -> int:
+        """Bytes of all weights."""
+        weights = vars(module).values() if not isinstance(module, torch.nn.Module) else [module]
+        modules = [part for part in weights if isinstance(part, torch.nn.Module)]
+        return sum(weight.nbytes for part in modules for weight in part.parameters())
+
+    def _folder(self, files: Files) -> Path:
+        return files.locate(bytes.fromhex(self.digest))
+
+    def _dtype(self, place: str) -> torch.dtype:
+        if self.precision != "auto":
+            found: torch.dtype = getattr(torch, self.precision)
+            return found
+        return torch.float32 if place == "cpu" else torch.float16
+
+    def _unchanged(self, files: Files, module: M) -> M:
+        """What was loaded, now that it is certain that the files did not change meanwhile."""
+        self._folder(files)
+        return module
+
+
+@dataclass(frozen=True)
+class UnetModel:
+    """A UNet that can predict, with the noise levels that it was trained on."""
+
+    unet: Any
+    table: NoiseSchedule
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A text encoder with its tokenizer."""
+
+    tokenizer: Any
+    encoder: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Unet(_Part):
+    """The UNet of a checkpoint. A model reference: loaded when a node asks for it."""
+
+    def load(self, files: Files, place: str) -> UnetModel:
+        """Load it, with its noise schedule."""
+        folder, dtype = self._folder(files), self._dtype(place)
+        return self._unchanged(files, UnetModel(load.unet(folder, dtype=dtype, device=place), load.schedule(folder)))
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoder(_Part):
+    """The text encoder and tokenizer of a checkpoint. A model reference: loaded when a node asks for it."""
+
+    def load(self, files: Files, place: str) -> TextModel:
+        """Load both."""
+        folder, dtype = self._folder(files), self._dtype(place)
+        encoder = load.text_encoder(folder, dtype=dtype, device=place)
+        return self._unchanged(files, TextModel(load.tokenizer(folder), encoder))
+
+
+@dataclass(frozen=True, slots=True)
+class Vae(_Part):
+    """The VAE of a checkpoint and the latent space it speaks. A model reference: loaded when a node asks for it."""
+
+    space: LatentSpace = LatentSpace()
+
+    def load(self, files: Files, place: str) -> Any:
+        """Load it."""
+        dtype = torch.float32 if self.precision == "auto" else self._dtype(place)
+        return self._unchanged(files, load.vae(self._folder(files), dtype=dtype, device=place))

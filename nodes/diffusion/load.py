@@ -1,0 +1,227 @@
+"""Loading: the parts of a Stable Diffusion 1.x or 2.x model from a folder in diffusers layout.
+
+Nothing is fetched, reported or unpickled: only local safetensors files are read, and what does not fit is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from nodes.diffusion.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+CONVERSION = (
+    "a pickle can run code when it is opened, so it is not loaded; where you trust it, convert it once with "
+    "diffusers: {opened}.save_pretrained(new_folder, safe_serialization=True)"
+)
+
+
+class LoadError(ValueError):
+    """A model cannot be loaded: names the file, what was expected of it and what was found."""
+
+    def __init__(self, path: Path, expected: str, found: str) -> None:
+        super().__init__(f"{path}: expected {expected}, found {found}")
+        self.path = path
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of a model: its folder, the library and class that run it, and the file with its weights."""
+
+    folder: str
+    library: str
+    kind: str
+    weights: str
+
+
+UNET = Component("unet", "diffusers", "UNet2DConditionModel", "diffusion_pytorch_model.safetensors")
+VAE = Component("vae", "diffusers", "AutoencoderKL", "diffusion_pytorch_model.safetensors")
+TEXT_ENCODER = Component("text_encoder", "transformers", "CLIPTextModel", "model.safetensors")
+
+
+def unet(
+    model: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> UNet2DConditionModel:
+    """Load `model`/unet, ready to predict: eval mode, no gradients, on `device` in `dtype`.
+
+    Like every loader here it raises LoadError if a file is missing, damaged, a pickle or of an unsupported class.
+    """
+    path = _part(model, UNET.folder)
+    config = _json(path / "config.json")
+    if config.get("in_channels") != config.get("out_channels"):
+        found = f"{config.get('in_channels')} in and {config.get('out_channels')} out"
+        raise LoadError(
+            path / "config.json", "as many channels in as out", f"{found}: inpainting models are not supported"
+        )
+    if config.get("addition_embed_type") is not None:
+        found = f"{config['addition_embed_type']!r}: SDXL is not supported"
+        raise LoadError(path / "config.json", "addition_embed_type null", found)
+    return _load(UNET, path, dtype, device)
+
+
+def vae(model: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> AutoencoderKL:
+    """Load `model`/vae, ready to encode and decode."""
+    path = _part(model, VAE.folder)
+    if _json(path / "config.json").get("latents_mean") is not None:
+        raise LoadError(path / "config.json", "latents_mean null", "a mean per channel, which is not supported")
+    return _load(VAE, path, dtype, device)
+
+
+def latent_space(model: Path | str) -> dict[str, Any]:
+    """Read the latents' `channels`, `downscale` in pixels, `scaling` and `shift` from `model`/vae, loading no weights."""
+    config = _json(_part(model, VAE.folder) / "config.json")
+    return {
+        "channels": config["latent_channels"],
+        "downscale": 2 ** (len(config["block_out_channels"]) - 1),
+        "scaling": float(config["scaling_factor"]),
+        "shift": float(config.get("shift_factor") or 0.0),
+    }
+
+
+def text_encoder(
+    model: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> CLIPTextModel:
+    """Load `model`/text_encoder, ready to encode token chunks."""
+    return _load(TEXT_ENCODER, _part(model, TEXT_ENCODER.folder), dtype, device)
+
+
+def tokenizer(model: Path | str) -> CLIPTokenizer:
+    """Load `model`/tokenizer."""
+    path = _part(model, "tokenizer")
+    kind = _json(path / "tokenizer_config.json").get("tokenizer_class")
+    if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
+        raise LoadError(path / "tokenizer_config.json", "tokenizer_class 'CLIPTokenizer'", repr(kind))
+    _check_vocabulary(path)
+    with _quiet(), _refusing(path, "a CLIP tokenizer"):
+        return import_module("transformers").CLIPTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def schedule(model: Path | str) -> NoiseSchedule:
+    """Read the noise levels the model was trained on from `model`/scheduler."""
+    path = _part(model, "scheduler") / "scheduler_config.json"
+    with _refusing(path, "a supported noise schedule"):
+        return NoiseSchedule.from_config(_json(path))
+
+
+def _load(component: Component, path: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """Check a component's files, then load it."""
+    _check_kind(component, path / "config.json")
+    _check_weights(path / component.weights)
+    module, report = _pretrained(component, path, dtype)
+    wrong = [*report["missing_keys"], *report["mismatched_keys"]]
+    if wrong:
+        raise LoadError(path / component.weights, f"all weights of {component.kind}", f"none that fit {_some(wrong)}")
+    return module.to(device).requires_grad_(requires_grad=False)
+
+
+def _pretrained(component: Component, path: Path, dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
+    """Let the library load the weights; return the module and the report of what did not fit."""
+    ours = {"torch_dtype": dtype, "low_cpu_mem_usage": False} if component.library == "diffusers" else {"dtype": dtype}
+    kind = getattr(import_module(component.library), component.kind)
+    with _quiet(), _refusing(path / component.weights, f"weights of {component.kind}"):
+        module, report = kind.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, output_loading_info=True, **ours
+        )
+    return module, report
+
+
+def _part(model: Path | str, name: str) -> Path:
+    """Return the folder of one part of a model."""
+    model = Path(model)
+    if model.is_file():
+        opened = f"StableDiffusionPipeline.from_single_file({str(model)!r})"
+        raise LoadError(model, "a folder in diffusers layout", f"a file; {CONVERSION.format(opened=opened)}")
+    if not (model / name).is_dir():
+        raise LoadError(model / name, f"the {name} folder of a diffusers model", "nothing")
+    return model / name
+
+
+def _check_kind(component: Component, config: Path) -> None:
+    """Refuse a component of another class than the one Calotype runs."""
+    named = _json(config)
+    kind = named.get("_class_name") or (named.get("architectures") or [None])[0]
+    if kind != component.kind:
+        raise LoadError(config, f"class {component.kind}", repr(kind))
+
+
+def _check_vocabulary(path: Path) -> None:
+    """Refuse a tokenizer without its words: transformers would make one of two tokens."""
+    if (path / "tokenizer.json").is_file():
+        _json(path / "tokenizer.json")
+        return
+    _json(path / "vocab.json")
+    if not (path / "merges.txt").is_file():
+        raise LoadError(path / "merges.txt", "the tokenizer's merges", "nothing")
+
+
+def _check_weights(weights: Path) -> None:
+    """Refuse weights that are missing, pickled or cut short."""
+    if not weights.is_file():
+        pickles = sorted(path.name for pattern in PICKLES for path in weights.parent.glob(pattern))
+        opened = f"StableDiffusionPipeline.from_pretrained({str(weights.parent.parent)!r})"
+        found = f"{_some(pickles)}; {CONVERSION.format(opened=opened)}" if pickles else "nothing"
+        raise LoadError(weights, "a safetensors file", found)
+    try:
+        with safe_open(weights, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise LoadError(weights, "a safetensors file", f"a damaged one ({error})") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Read a config file."""
+    if not path.is_file():
+        raise LoadError(path, "a config file", "nothing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LoadError(path, "JSON", f"something else ({error})") from error
+    if not isinstance(content, dict):
+        raise LoadError(path, "a JSON object", type(content).__name__)
+    return content
+
+
+def _some(names: list[str]) -> str:
+    """Name the first three."""
+    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@contextmanager
+def _refusing(path: Path, expected: str) -> Iterator[None]:
+    """Name the file in whatever a library has to say against it."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise LoadError(path, expected, str(error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the libraries' logs and progress bars while they load; they have one switch for the whole process."""
+    logs = [import_module(f"{library}.utils.logging") for library in ("diffusers", "transformers")]
+    before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, verbosity, bars in before:
+            log.set_verbosity(verbosity)
+            if bars:
+                log.enable_progress_bar()
