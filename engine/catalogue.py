@@ -43,9 +43,15 @@ class Catalogue:
 
     def _open(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        try:
+            self._lay_out()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _lay_out(self) -> None:
         layout = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if layout not in (0, LAYOUT):
-            self._connection.close()
             raise CacheError(f"cache folder {self.folder} has layout {layout}, this version writes {LAYOUT}")
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")

@@ -115,6 +115,11 @@ class Device(Host):
         self._guard.__exit__(*cast("Any", exc))
 
 
+def default_device() -> str:
+    """CUDA where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _fields(value: object) -> dict[str, Any]:
     return {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(cast("Any", value))}
 

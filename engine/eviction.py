@@ -16,6 +16,9 @@ K = TypeVar("K", bound=Hashable)
 PROBATION_SHARE = 0.25
 """Share of the budget beyond which evictions are taken from the probation queue alone."""
 
+STALE = 64
+"""Outdated items that a heap may hold, on top of as many as there are entries."""
+
 
 @dataclass(slots=True)
 class Entry:
@@ -25,6 +28,8 @@ class Entry:
     seconds: float
     uses: int = 0
     priority: float = 0.0
+    ticket: int = 0
+    """Which item of the heaps speaks for this entry; the others are outdated."""
 
     @property
     def on_probation(self) -> bool:
@@ -103,14 +108,22 @@ class Gdsf(Generic[K]):
     def _push(self, key: K, entry: Entry) -> None:
         entry.priority = self._ageing.inflation + (entry.uses + 1) * entry.seconds / entry.size
         self._count += 1
-        heapq.heappush(self._heaps[entry.on_probation], (entry.priority, self._count, key))
+        entry.ticket = self._count
+        heap = self._heaps[entry.on_probation]
+        heapq.heappush(heap, (entry.priority, entry.ticket, key))
+        if len(heap) > 2 * len(self._entries) + STALE:
+            heap[:] = filter(self._is_current, heap)
+            heapq.heapify(heap)
+
+    def _is_current(self, item: tuple[float, int, K]) -> bool:
+        entry = self._entries.get(item[2])
+        return entry is not None and entry.ticket == item[1]
 
     def _lowest(self, *, on_probation: bool, spared: Callable[[K], bool]) -> K | None:
         heap, put_back, found = self._heaps[on_probation], [], None
         while heap:
             item = heap[0]
-            entry = self._entries.get(item[2])
-            if entry is None or entry.priority != item[0] or entry.on_probation != on_probation:
+            if not self._is_current(item):
                 heapq.heappop(heap)
                 continue
             if not spared(item[2]):

@@ -5,6 +5,7 @@ once. Where an output is reached, a gathering node puts its cells on one sheet.
 """
 
 import itertools
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from engine.errors import GraphError, Problem
 from engine.graph import SUBGRAPH, Argument, Document, Graph, Node, split, suggest
 from engine.registry import Registry
 
+MAX_NODES = 100_000
+"""A flat graph with more nodes is refused."""
 MAX_CELLS = 10_000
 """A sweep with more cells is refused."""
 
@@ -26,7 +29,10 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """What stands under one name of a node's inputs: links, and whether they were written as a list."""
+    """What stands under one name of a node's inputs: links, and whether they were written as a list.
+
+    No links where one of them leads nowhere, which has been complained of by then.
+    """
 
     links: tuple[Link, ...]
     many: bool = False
@@ -56,6 +62,7 @@ def expand(graph: Graph, registry: Registry, problems: list[Problem], bound: Col
     `bound` names the arguments that the caller gives values for; other arguments fall back to their defaults.
     """
     scope = _Scope(graph, problems, bound=bound)
+    scope.take_over()
     nodes = dict(scope.nodes())
     outputs = {
         name: link
@@ -89,8 +96,6 @@ class _Scope:
         self.literals: dict[str, dict[str, Any]] = {}
         self.linked: dict[str, dict[str, Linked]] = {}
         self._resolving: set[str] = set()
-        if outer:
-            self._take_over(*outer)
         self.inner = {
             node: _Scope(subgraph, problems, f"{prefix}{node}/", (self, node))
             for node, subgraph in graph.subgraphs.items()
@@ -121,26 +126,29 @@ class _Scope:
         finally:
             self._resolving.discard(text)
 
-    def _take_over(self, parent: "_Scope", name: str) -> None:
-        """Sort what the parent's node gives into arguments, literals and linked parameters."""
-        node = parent.document.nodes[name]
-        where = f"{parent.prefix}{name}"
-        overridden = parent.linked.get(name, {})
+    def take_over(self) -> None:
+        """Sort what the nodes that hold subgraphs give into arguments, literals and linked parameters, outermost first.
+
+        After all scopes are there, because a link may lead into any of them.
+        """
+        for name, inner in self.inner.items():
+            inner._take(self, name)
+            inner.take_over()
+
+    def _take(self, parent: "_Scope", name: str) -> None:
+        where = f"nodes.{parent.prefix}{name}"
+        links = parent._inputs(name, parent.document.nodes[name], leave=self.document.arguments)
         for param, value in parent.params(name).items():
-            target = self._exposed(param, f"nodes.{where}.params.{param}", "parameter")
-            if target:
+            path = f"{where}.params.{param}"
+            target = self._exposed(param, path, "parameter")
+            if param in links:
+                self._complain(path, "stands under params and under inputs; keep one", "twice")
+            elif target:
                 self.literals.setdefault(target[0], {})[target[1]] = value
-        for param, given in overridden.items():
-            target = self._exposed(param, f"nodes.{where}.inputs.{param}", "parameter")
+        for param, given in links.items():
+            target = self._exposed(param, f"{where}.inputs.{param}", "argument or parameter")
             if target:
                 self.linked.setdefault(target[0], {})[target[1]] = given
-        for param in node.inputs:
-            if param in self.document.arguments or param in overridden:
-                continue
-            path = f"nodes.{where}.inputs.{param}"
-            target = self._exposed(param, path, "argument or parameter")
-            if target and (links := parent._linked(node.inputs[param], path)) is not None:
-                self.linked.setdefault(target[0], {})[target[1]] = links
 
     def _exposed(self, name: str, path: str, kind: str) -> list[str] | None:
         target = self.document.expose.get(name)
@@ -150,21 +158,22 @@ class _Scope:
             return None
         return target.split(".")
 
-    def _inputs(self, name: str, node: Node) -> dict[str, Linked]:
+    def _inputs(self, name: str, node: Node, leave: Collection[str] = ()) -> dict[str, Linked]:
+        """What is linked to a node, with what the parent sets through exposed names; `leave` out its arguments."""
         found: dict[str, Linked] = {}
         for port, text in node.inputs.items():
-            links = self._linked(text, f"nodes.{self.prefix}{name}.inputs.{port}")
-            if links is not None:
-                found[port] = links
+            if port in leave:
+                continue
+            found[port] = self._linked(text, f"nodes.{self.prefix}{name}.inputs.{port}")
         literal = self.literals.get(name, {})
         return {**{port: links for port, links in found.items() if port not in literal}, **self.linked.get(name, {})}
 
-    def _linked(self, text: str | list[str], path: str) -> Linked | None:
-        if isinstance(text, str):
-            link = self.resolve(text, path)
-            return None if link is None else Linked((link,))
-        links = [self.resolve(item, f"{path}[{index}]") for index, item in enumerate(text)]
-        return Linked(tuple(link for link in links if link is not None), many=True)
+    def _linked(self, text: str | list[str], path: str) -> Linked:
+        many = isinstance(text, list)
+        places = {f"{path}[{index}]": item for index, item in enumerate(text)} if many else {path: str(text)}
+        links = [self.resolve(item, place) for place, item in places.items()]
+        found = tuple(link for link in links if link is not None)
+        return Linked(found, many) if len(found) == len(links) else Linked(())
 
     def _argument(self, name: str, path: str) -> Link | None:
         declared = self.document.arguments.get(name)
@@ -237,11 +246,8 @@ class _Sweep:
 
     def flat(self) -> Flat:
         """The flat graph with every cell in it."""
-        cells = 1
-        for axis in self.axes:
-            cells *= len(axis.labels)
-        if cells > MAX_CELLS:
-            self.problems.append(Problem("sweep", f"{cells} cells, at most {MAX_CELLS} are allowed", "too_many_cells"))
+        if problem := self._too_large():
+            self.problems.append(problem)
             return self.source
         nodes = {
             _cell_id(name, cell): self._at(name, node, cell)
@@ -250,6 +256,17 @@ class _Sweep:
         }
         outputs = {name: self._gather(name, link, nodes) for name, link in self.source.outputs.items()}
         return Flat(nodes, outputs, self.source.arguments)
+
+    def _too_large(self) -> Problem | None:
+        """Said before anything is expanded, so that a short document cannot fill the memory."""
+        lengths = {axis.letter: len(axis.labels) for axis in self.axes}
+        cells = math.prod(lengths.values())
+        if cells > MAX_CELLS:
+            return Problem("sweep", f"{cells} cells, at most {MAX_CELLS} are allowed", "too_many_cells")
+        nodes = sum(math.prod(lengths[letter] for letter in reach) for reach in self.reach.values())
+        if nodes > MAX_NODES:
+            return Problem("sweep", f"{nodes} nodes, at most {MAX_NODES} are allowed", "too_many_nodes")
+        return None
 
     def _reach(self) -> dict[str, frozenset[str]]:
         """Which axes change what a node gives: those that set a parameter of it, and those that reach its inputs."""
@@ -301,7 +318,7 @@ class _Sweep:
             return link
         gatherer = self._gatherer(name, link)
         if gatherer is None:
-            return link
+            return self._link(link, dict.fromkeys(reach, 0))
         if "z" not in reach:
             return self._sheet(f"grid/{name}", link, reach, fixed={}, gatherer=gatherer, nodes=nodes)
         sheets = [

@@ -122,13 +122,16 @@ class Files:
             raise FileChanged(f"{path} changed while the graph ran")
 
     def _find(self, kind: type[File], name: str) -> Path:
-        if not name or "\0" in name:
-            raise FileError(f"{name!r} is not a file name")
+        if not name:
+            raise FileError("'' is not a file name")
         if name in self.named and kind is ModelFile:
             return self.named[name]
-        for candidate in self._candidates(name):
-            if candidate.is_file() or (kind is ModelFile and candidate.is_dir()):
-                return candidate
+        try:
+            for candidate in self._candidates(name):
+                if candidate.is_file() or (kind is ModelFile and candidate.is_dir()):
+                    return candidate
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such home, a circle of links
+            raise FileError(f"{name!r} is not a file name: {error}") from error
         raise FileError(self._not_found(kind, name))
 
     def _candidates(self, name: str) -> Iterable[Path]:
@@ -149,13 +152,13 @@ class Files:
         return f"no {kind.kind} {name!r}{hint}"
 
     def _digest(self, path: Path) -> Digest:
-        before = stamp(path)
+        before, began = stamp(path), time.time_ns()
         known = self._memory.get(before)
         if known is not None:
             return known
         with path.open("rb") as stream:
             value = hashlib.file_digest(stream, "sha256").digest()
-        quiet = time.time_ns() - max(before[3], before[4]) > RACY_NS
+        quiet = began - max(before[3], before[4]) > RACY_NS
         if quiet and stamp(path) == before:
             self._memory.put(before, value)
         return value

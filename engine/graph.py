@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -80,7 +81,7 @@ Subgraph = Annotated[
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Node(_Model):
@@ -103,9 +104,7 @@ def _argument_form(value: object) -> str:
     return "brief" if isinstance(value, str) else "full"
 
 
-ArgumentText = Annotated[
-    Annotated[str, Tag("brief")] | Annotated[Argument, Tag("full")], Discriminator(_argument_form)
-]
+ArgumentText = Annotated[Annotated[str, Tag("brief")] | Annotated[Argument, Tag("full")], Discriminator(_argument_form)]
 Axis = dict[str, Annotated[list[JsonValue], Field(min_length=1)]]
 
 
@@ -141,6 +140,12 @@ def no_library(name: str) -> "Graph":
     raise LookupError(f"no saved graph {name!r}")
 
 
+def _beside(path: Path, name: str) -> "Graph":
+    if not (path.parent / name).is_file():
+        return no_library(name)
+    return Graph.load(path.parent / name)
+
+
 class Graph:
     """An immutable graph document, with the graphs that it contains. Edits return new graphs."""
 
@@ -162,13 +167,14 @@ class Graph:
         return graph
 
     @classmethod
-    def load(cls, path: Path, library: Library = no_library) -> "Graph":
-        """Read a document from a file. Raises GraphError."""
+    def load(cls, path: Path | str, library: Library | None = None) -> "Graph":
+        """Read a document from a file; graphs within are looked for beside it. Raises GraphError."""
+        path = Path(path)
         try:
             data = path.read_bytes()
         except OSError as error:
             raise GraphError([Problem("", f"cannot read {path}: {error.strerror}", "unreadable")]) from error
-        graph = cls.parse(data, library)
+        graph = cls.parse(data, library or (lambda name: _beside(path, name)))
         graph.name = path.name
         return graph
 
@@ -221,10 +227,14 @@ class Graph:
         for name, value in {**(values or {}), **named}.items():
             try:
                 node, param = self.locate(name)
+                owned = deepcopy(value)
             except GraphError as error:
                 problems += error.problems
                 continue
-            changes.setdefault(node, {})[param] = deepcopy(value)
+            except RecursionError:
+                problems.append(Problem(name, "nested too deeply", "value"))
+                continue
+            changes.setdefault(node, {})[param] = owned
         if problems:
             raise GraphError(problems)
         edited = self._with(changes)
@@ -324,11 +334,7 @@ def _read(source: str | bytes) -> Any:
     try:
         text = source.decode("utf-8-sig") if isinstance(source, bytes) else source
         looks_like_json = text.lstrip()[:1] in ("{", "[")
-        return (
-            json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant) if looks_like_json else _yaml(text)
-        )
-    except GraphError:
-        raise
+        return _json(text) if looks_like_json else yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
     except UnicodeDecodeError as error:
         raise GraphError([Problem("", f"not UTF-8 text: {error.reason} at byte {error.start}", "syntax")]) from error
     except RecursionError as error:
@@ -337,8 +343,15 @@ def _read(source: str | bytes) -> Any:
         raise GraphError([Problem("", f"not a graph document: {error}", "syntax")]) from error
 
 
+def _json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+
+
 class _Loader(yaml.SafeLoader):
-    """Plain data only, without anchors (a small file could grow without bound) and without doubled keys."""
+    """The plain data of JSON: `no` and `2024-01-01` are texts, `1e-3` is a number, no doubled keys.
+
+    Without aliases, by which a small file could grow without bound.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -346,12 +359,22 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+            raise yaml.YAMLError("keys are plain names")
         _unique([(key.value, None) for key, _ in node.value])
         return super().construct_mapping(node, deep)
 
 
-def _yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
+_PLAIN = {
+    "null": r"null|~|",
+    "bool": r"true|false",
+    "int": r"-?(0|[1-9][0-9]*)",
+    "float": r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?",
+}
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _pattern in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), None)
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: _finite(node.value))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -363,8 +386,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def _build(raw: Any, library: Library, path: str, problems: list[Problem], *, depth: int) -> Graph | None:
@@ -426,10 +452,11 @@ def _problem(item: Any, path: str, raw: Mapping[str, Any]) -> Problem:
             return Problem(where, f"{item['ctx']['error']}, got {_show(item['input'])}", "invalid")
         case "literal_error" if parts == ["format"]:
             return Problem(where, f'expected "{FORMAT}", got {_show(raw.get("format"))}', "format")
-        case "recursion_loop":
+        case "recursion_loop" | "recursion_depth_exceeded":
             return Problem(path + ".".join(parts[:2]), "nested too deeply", "syntax")
         case _:
             message = str(item["msg"]).replace("Input should be", "expected")
+            message = re.sub(r"a valid dictionary( or instance of \w+)?", "an object", message)
             return Problem(where, f"{message[:1].lower()}{message[1:]}, got {_show(item['input'])}", "invalid")
 
 
@@ -448,5 +475,8 @@ def _parts(location: Sequence[str | int], raw: Any) -> list[str]:
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value, default=repr)
+    try:
+        text = json.dumps(value, default=repr)
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
     return text if len(text) <= 60 else text[:57] + "..."

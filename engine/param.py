@@ -10,7 +10,8 @@ from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
@@ -188,11 +189,22 @@ def _parts(annotation: Any) -> Iterator[Any]:
 
 
 def _bare(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    """The type without its constraints, and without `None` where it is optional."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+        return _bare(kinds[0]) if len(kinds) == 1 else annotation
+    return annotation
 
 
 def _notes(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    """The constraints, also of an optional type."""
+    if get_origin(annotation) is Annotated:
+        return (*get_args(annotation)[1:], *_notes(get_args(annotation)[0]))
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(note for kind in get_args(annotation) for note in _notes(kind))
+    return ()
 
 
 def _lower(message: str) -> str:

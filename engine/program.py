@@ -9,16 +9,13 @@ import networkx as nx
 
 from engine.digest import encode
 from engine.errors import GraphError, Problem
-from engine.expand import Flat, FlatNode, Link, Linked, expand
+from engine.expand import MAX_NODES, Flat, FlatNode, Link, Linked, expand
 from engine.file import File
 from engine.graph import Graph, suggest
 from engine.node import Input, NodeDef
 from engine.param import REQUIRED, Fresh, Param, Parsed
 from engine.registry import Registry
 from engine.socket import Socket
-
-MAX_NODES = 100_000
-"""A flat graph with more nodes is refused."""
 
 
 class Port(NamedTuple):
@@ -139,9 +136,7 @@ class Program:
 
 def compile_graph(graph: Graph, registry: Registry, arguments: Mapping[str, Socket] | None = None) -> Program:
     """Expand and check a graph. Raises GraphError with every problem found."""
-    problems: list[Problem] = []
-    flat = expand(graph, registry, problems, bound=(arguments or {}).keys())
-    program = _Compiler(flat, registry, arguments or {}, problems).program()
+    program, problems = _compile(graph, registry, arguments or {})
     if problems or program is None:
         raise GraphError(problems)
     return program
@@ -149,10 +144,43 @@ def compile_graph(graph: Graph, registry: Registry, arguments: Mapping[str, Sock
 
 def validate(graph: Graph, registry: Registry, arguments: Collection[str] = ()) -> list[Problem]:
     """Everything that is wrong with a graph; open arguments are no problem where they are listed."""
+    return _compile(graph, registry, dict.fromkeys(arguments))[1]
+
+
+def _compile(
+    graph: Graph, registry: Registry, arguments: Mapping[str, Socket | None]
+) -> tuple[Program | None, list[Problem]]:
     problems: list[Problem] = []
+    for name in arguments:
+        if name not in graph.document.arguments:
+            message = f"the graph has no argument {name!r}{suggest(name, graph.document.arguments)}"
+            problems.append(Problem(f"arguments.{name}", message, "unknown_name"))
+    _check_signature(graph, registry, problems)
     flat = expand(graph, registry, problems, bound=arguments)
-    _Compiler(flat, registry, dict.fromkeys(arguments), problems).program()
-    return problems
+    program = _Compiler(flat, registry, arguments, problems).program()
+    return program, list(dict.fromkeys(problems))
+
+
+def _check_signature(graph: Graph, registry: Registry, problems: list[Problem], prefix: str = "") -> None:
+    """What a graph exposes and asks for must be there, whether or not somebody sets it."""
+    for name, target in graph.document.expose.items():
+        path = f"{prefix}expose.{name}"
+        try:
+            node, param = graph.locate(name)
+        except GraphError:
+            problems.append(Problem(path, f"{target!r} leads nowhere: expected 'node.parameter'", "unknown_name"))
+            continue
+        made = registry.get(graph.node_type(node))
+        if made is not None and param not in made.params:
+            message = f"{made.type} has no parameter {param!r}{suggest(param, made.params)}"
+            problems.append(Problem(path, message, "unknown_parameter"))
+    for name, declared in graph.document.arguments.items():
+        type_ = declared if isinstance(declared, str) else declared.type
+        if type_ not in registry.sockets:
+            message = f'unknown type "{type_}"{suggest(type_, registry.sockets)}'
+            problems.append(Problem(f"{prefix}arguments.{name}", message, "unknown_type"))
+    for node, subgraph in graph.subgraphs.items():
+        _check_signature(subgraph, registry, problems, f"{prefix}{node}/")
 
 
 class _Compiler:
@@ -195,7 +223,6 @@ class _Compiler:
         path = f"arguments.{name[1:]}"
         socket = self.registry.sockets.get(type_)
         if socket is None:
-            self._complain(path, f'unknown type "{type_}"{suggest(type_, self.registry.sockets)}', "unknown_type")
             return
         if name[1:] not in self.arguments:
             self._complain(path, f"open: bind it to a value of type {type_}, or give it a default", "unbound")
@@ -241,7 +268,7 @@ class _Compiler:
         if linked.many and not (entry and entry.many):
             self._complain(path, "expected one link, got a list", "type")
             return
-        if entry and entry.many and not linked.links:
+        if entry and linked.many and not linked.links:
             self._complain(path, f"expected at least one {entry.socket.__name__}", "missing")
         for number, link in enumerate(linked.links):
             self._check_link(f"{path}[{number}]" if linked.many else path, link, entry, param)

@@ -14,7 +14,7 @@ from engine.node import node
 from nodes.types import Colour, Image, Pixels
 
 MAX_PIXELS = 200_000_000
-"""Largest sheet, as for A1111's X/Y/Z plots."""
+"""Largest sheet, in pixels, as for A1111's X/Y/Z plots."""
 LEAST_SIZE = 12
 """Size of the letters, in px, that small cells start from."""
 SMALLEST_SIZE = 8

@@ -19,7 +19,7 @@ from nodes.types import MAX_SIDE, Colour, Image, Mask, Offset, Side
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """What may be loaded. Pillow's other readers stay closed: some of them start programs."""
 MAX_PIXELS = 64_000_000
-"""Largest picture that is decoded."""
+"""Largest picture that is decoded, in pixels."""
 
 Fit = Literal["stretch", "crop", "fill"]
 """What happens where the aspects differ: distort, cut the overhang, or continue the edges."""

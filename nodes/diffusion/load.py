@@ -81,7 +81,7 @@ def vae(model: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.
 
 
 def latent_space(model: Path | str) -> dict[str, Any]:
-    """Read the latents' `channels`, `downscale` in pixels, `scaling` and `shift` from `model`/vae, loading no weights."""
+    """Read `channels`, `downscale` in pixels, `scaling` and `shift` of the latents from `model`/vae/config.json."""
     config = _json(_part(model, VAE.folder) / "config.json")
     return {
         "channels": config["latent_channels"],

@@ -1,0 +1,358 @@
+"""The command line. Modules that need torch are imported by the commands that need them."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from calotype import __version__
+from engine.errors import CalotypeError, Cancelled, GraphError, Problem, RunFailed
+
+if TYPE_CHECKING:
+    from calotype.front import Engine
+    from engine.engine import Result
+    from engine.graph import Graph
+
+FAILED, REFUSED = 1, 2
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+cache_app = typer.Typer(add_completion=False, help="The disk tier: what one process computed and the next will find.")
+app.add_typer(cache_app, name="cache")
+out, err = Console(), Console(stderr=True)
+
+GraphName = Annotated[str, typer.Argument(metavar="GRAPH", help="A file, a saved graph's name, a PNG, or - for stdin.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Exposed name or node.param.")]
+Outputs = Annotated[list[str] | None, typer.Option("--output", metavar="NAME", help="Only these outputs (or nodes).")]
+Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where pictures go.")]
+Report = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write what ran and why, as JSON.")]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", metavar="DIR", envvar="CALOTYPE_CACHE", help="Folder of the disk tier.")
+]
+Exact = Annotated[bool, typer.Option("--exact", help="Never fuse calls: the same bits on every run.")]
+Device = Annotated[str | None, typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N.")]
+Axis = Annotated[str | None, typer.Option(metavar="NAME=V,V,...")]
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Typed node graphs for image diffusion, in which nothing is ever computed twice."""
+    if show:
+        print(f"calotype {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    graph: GraphName,
+    settings: Set = None,
+    outputs: Outputs = None,
+    folder: Folder = Path("out"),
+    report: Report = None,
+    cache: Cache = None,
+    exact: Exact = False,
+    device: Device = None,
+) -> None:
+    """Run a graph and save its pictures."""
+    with _engine(graph, cache, exact=exact, device=device) as engine:
+        _run(engine, _edited(engine, graph, settings), outputs, folder, report)
+
+
+@app.command()
+def sweep(
+    graph: GraphName,
+    x: Axis = None,
+    y: Axis = None,
+    z: Axis = None,
+    settings: Set = None,
+    folder: Folder = Path("out"),
+    report: Report = None,
+    cache: Cache = None,
+    exact: Exact = False,
+    device: Device = None,
+) -> None:
+    """Run a graph over the values of up to three names, and save one sheet."""
+    with _engine(graph, cache, exact=exact, device=device) as engine:
+        found = _edited(engine, graph, settings)
+        axes = {letter: _axis(engine, found, text) for letter, text in (("x", x), ("y", y), ("z", z)) if text}
+        if not axes:
+            raise typer.BadParameter("name at least one axis: --x NAME=V,V,...")
+        _run(engine, found.replace(sweep=axes), None, folder, report)
+
+
+@app.command()
+def plan(
+    graph: GraphName,
+    settings: Set = None,
+    outputs: Outputs = None,
+    cache: Cache = None,
+    exact: Exact = False,
+    device: Device = None,
+) -> None:
+    """Show what would run, and why, without running anything."""
+    with _engine(graph, cache, exact=exact, device=device) as engine:
+        rows = [
+            (str(item.verdict), item.node, item.type, item.reason)
+            for item in engine.plan(_edited(engine, graph, settings), outputs)
+        ]
+    _table(("verdict", "node", "type", "reason"), rows)
+
+
+@app.command()
+def validate(graph: GraphName, settings: Set = None) -> None:
+    """Check a graph, and name everything that is wrong with it."""
+    with _engine(graph, None) as engine:
+        found = _edited(engine, graph, settings)
+        problems = _problems(engine, found)
+    if problems:
+        raise _refusal(GraphError(problems))
+    print(f"{found.title()}: {len(found.document.nodes)} nodes, valid")
+
+
+@app.command()
+def nodes(type_: Annotated[str | None, typer.Argument(metavar="TYPE", help="Show one node in full.")] = None) -> None:
+    """List the node types, or describe one."""
+    from calotype.reference import describe
+    from engine.graph import suggest
+    from engine.registry import Registry
+
+    registry = Registry.installed()
+    if type_ is None:
+        _table(("type", "help"), [(made.type, made.help) for made in registry.values()])
+    elif type_ in registry:
+        print(describe(registry[type_]))
+    else:
+        err.print(f"no node type {type_!r}{suggest(type_, registry)}", highlight=False, markup=False)
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def graphs() -> None:
+    """List the saved graphs, and what each of them exposes."""
+    from calotype.library import SAVED, find, graphs_in
+
+    found = [find(str(path)) for path in graphs_in(SAVED)]
+    rows = [(Path(graph.name or "").stem, graph.title(), ", ".join(graph.exposed())) for graph in found]
+    _table(("name", "title", "exposes"), rows)
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be named, with size and digest."""
+    import pocket
+    from engine.file import Files, ModelFile
+
+    size = sum(path.stat().st_size for path in pocket.FOLDER.rglob("*") if path.is_file())
+    digest = Files(named={"pocket": pocket.FOLDER}).resolve(ModelFile, "pocket").digest.hex()
+    rows = [("pocket", "Stable Diffusion 1.x layout", f"{size / 1e6:.1f} MB", digest[:12], str(pocket.FOLDER))]
+    _table(("name", "kind", "size", "digest", "folder"), rows)
+
+
+@app.command()
+def show(
+    graph: GraphName, kind: Annotated[str, typer.Option("--as", metavar="KIND", help="mermaid or svg.")] = "mermaid"
+) -> None:
+    """Draw a graph, as mermaid text or as an SVG picture."""
+    from calotype.drawing import KINDS
+
+    if kind not in KINDS:
+        raise typer.BadParameter(f"expected {' or '.join(KINDS)}, got {kind!r}")
+    with _engine(graph, None) as engine:
+        print(KINDS[kind](engine.program(_edited(engine, graph, None))))
+
+
+@cache_app.callback(invoke_without_command=True)
+def cache(context: typer.Context, folder: Cache = None) -> None:
+    """Show how much a cache folder holds."""
+    context.obj = folder
+    if context.invoked_subcommand is None:
+        with _opened(folder) as (catalogue, disk):
+            traces = catalogue.one("SELECT COUNT(*) FROM traces") or (0,)
+            values = catalogue.one("SELECT COUNT(*), COALESCE(SUM(seconds), 0) FROM stored") or (0, 0)
+            print(f"{catalogue.folder}: {values[0]} values, {disk.held() / 1e6:.1f} MB, {traces[0]} traces")
+            print(f"they took {values[1]:.1f} s to compute")
+
+
+@cache_app.command()
+def clear(context: typer.Context) -> None:
+    """Delete everything in a cache folder that Calotype wrote."""
+    with _opened(context.obj) as (catalogue, disk):
+        held = disk.held()
+        disk.clear()
+        for table in ("traces", "records"):
+            catalogue.write(f"DELETE FROM {table}", [()])  # noqa: S608  a constant
+        print(f"{catalogue.folder}: {held / 1e6:.1f} MB deleted")
+
+
+@contextmanager
+def _opened(folder: Path | None) -> Iterator[tuple[Any, Any]]:
+    from engine.catalogue import Catalogue
+    from engine.disk import Disk
+
+    if folder is None:
+        raise typer.BadParameter("name the folder: --cache DIR before the command, or CALOTYPE_CACHE")
+    if not (folder / "calotype.sqlite").is_file():
+        err.print(f"{folder} is not a cache folder", highlight=False, markup=False)
+        raise typer.Exit(REFUSED)
+    catalogue = Catalogue(folder)
+    try:
+        yield catalogue, Disk(catalogue, {}, 0)
+    finally:
+        catalogue.close()
+
+
+@contextmanager
+def _engine(
+    graph: str, cache: Path | None, *, exact: bool = False, device: str | None = None
+) -> Iterator["Engine"]:
+    """An engine that also finds files beside the graph; a wrong device is a wrong argument."""
+    from calotype.front import Engine
+
+    beside = Path(graph).expanduser().parent if graph != "-" else Path()
+    try:
+        engine = Engine(cache=cache, exact=exact, device=device, roots=[beside])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    with engine:
+        yield engine
+
+
+def _edited(engine: "Engine", name: str, settings: list[str] | None) -> "Graph":
+    """The graph with `--set` applied, every value read by its parameter's own type."""
+    from calotype.library import find
+
+    graph = find(name)
+    problems: list[Problem] = []
+    values = {key: _value(engine, graph, key, text, problems) for key, text in map(_split, settings or ())}
+    if problems:
+        raise GraphError(problems)
+    return graph.set(values) if values else graph
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r}: expected NAME=VALUE")
+    return name.strip(), value
+
+
+def _value(engine: "Engine", graph: "Graph", name: str, text: str, problems: list[Problem]) -> Any:
+    """A literal from the command line. Names that lead nowhere and refused values are added to `problems`."""
+    try:
+        node, param = graph.locate(name)
+    except GraphError as error:
+        problems += error.problems
+        return None
+    definition = engine.registry.get(graph.node_type(node))
+    if definition is None or param not in definition.params:
+        return text  # validation says what is wrong with the node
+    value = definition.params[param].parse_text(text)
+    try:
+        definition.params[param].parse(value)
+    except ValueError as error:
+        problems.append(Problem(name, str(error), "value"))
+    return value
+
+
+def _axis(engine: "Engine", graph: "Graph", text: str) -> dict[str, list[Any]]:
+    import csv
+
+    name, listed = _split(text)
+    problems: list[Problem] = []
+    values = [_value(engine, graph, name, value.strip(), problems) for value in next(csv.reader([listed]), [])]
+    if problems:
+        raise GraphError(problems)
+    return {name: values}
+
+
+def _problems(engine: "Engine", graph: "Graph") -> list[Any]:
+    from engine.program import validate as validate_graph
+
+    return validate_graph(graph, engine.registry, list(graph.document.arguments))
+
+
+def _run(engine: "Engine", graph: "Graph", outputs: list[str] | None, folder: Path, report: Path | None) -> None:
+    """Run, save, report; what finished is saved and reported even where other branches failed."""
+    from calotype.picture import other_files, save
+    from calotype.progress import Reporter
+    from engine.context import CancelToken
+
+    token = CancelToken()
+    signal.signal(signal.SIGINT, lambda *_: token.cancel())
+    with Reporter(err) as reporter:
+        result = engine.run(graph, outputs, listener=reporter, token=token, check=False)
+    for name in other_files(graph, result.files):
+        err.print(f"  note: {name} is another file than the picture was made with", highlight=False, markup=False)
+    paths = save(result, engine, folder)
+    if report is not None:
+        _write_report(report, result, paths)
+    for name, files in paths.items():
+        for path in files:
+            print(f"{name}: {path}")
+    _summary(result)
+    if result.failures:
+        raise RunFailed(result.failures)
+
+
+def _write_report(path: Path, result: "Result", paths: dict[str, list[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps(result.report(paths), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _summary(result: "Result") -> None:
+    counts: dict[str, int] = {}
+    for node in result.nodes.values():
+        counts[str(node.outcome)] = counts.get(str(node.outcome), 0) + 1
+    listed = ", ".join(f"{counts[name]} {name}" for name in ("ran", "hit", "unneeded", "failed") if name in counts)
+    print(f"{listed} in {result.seconds:.2f} s")
+
+
+def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table on a terminal, tab-separated lines elsewhere."""
+    if not out.is_terminal:
+        for row in rows:
+            print("\t".join(row))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table, markup=False, highlight=False)
+
+
+def _refusal(error: GraphError) -> typer.Exit:
+    count = len(error.problems)
+    err.print(f"refused, {count} problem{'s' if count > 1 else ''}:", highlight=False)
+    for problem in error.problems:
+        err.print(f"  {problem}", highlight=False, markup=False, soft_wrap=True)
+    return typer.Exit(REFUSED)
+
+
+def main() -> None:
+    """Entry point: exit 0 done, 1 failed, 2 refused."""
+    try:
+        app()
+    except GraphError as error:
+        sys.exit(_refusal(error).exit_code)
+    except Cancelled:
+        err.print("cancelled; what had finished is kept")
+        sys.exit(FAILED)
+    except (CalotypeError, OSError) as error:
+        err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

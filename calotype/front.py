@@ -1,0 +1,78 @@
+"""The front door: an engine with Calotype's nodes, files and settings, and graphs by name."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import engine.engine
+import engine.graph
+import pocket
+from calotype import library
+from engine.context import CancelToken
+from engine.device import Device, default_device
+from engine.engine import Result
+from engine.file import Files
+from engine.registry import Registry
+from engine.run import Listener
+from engine.socket import Socket
+
+Graph = engine.graph.Graph
+
+
+class Engine(engine.engine.Engine):
+    """Runs graphs with Calotype's nodes and those of installed packs.
+
+    `cache` names the folder of the disk tier (default: the environment variable CALOTYPE_CACHE; none without it).
+    `device` is `cpu` or `cuda[:n]` (default: CUDA where there is one). `roots` are folders to look for files in, before
+    the current one. `memory` is a budget in bytes for cached values and models together. `exact` never fuses calls and
+    gives the same bits on every run. `registry` replaces the installed nodes.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: str | Path | None = None,
+        device: str | None = None,
+        roots: Iterable[str | Path] = (),
+        registry: Registry | None = None,
+        **options: Any,
+    ) -> None:
+        """Raises ValueError for a device that is not there, CacheError for a folder that cannot be used."""
+        folder = cache or os.environ.get("CALOTYPE_CACHE")
+        super().__init__(
+            registry or Registry.installed(),
+            device=Device(device or default_device()),
+            files=Files([*map(Path, roots), Path(), library.INPUTS], named={"pocket": pocket.FOLDER}),
+            cache=Path(folder).expanduser() if folder else None,
+            numerics=versions(),
+            **options,
+        )
+
+    def run(
+        self,
+        graph: Graph | str,
+        outputs: Sequence[str] | None = None,
+        *,
+        set: Mapping[str, Any] | None = None,  # noqa: A002  the command line's word
+        arguments: Mapping[str, Socket] | None = None,
+        listener: Listener = lambda _: None,
+        token: CancelToken | None = None,
+        check: bool = True,
+    ) -> Result:
+        """Run a graph, or the saved graph of that name, with other literals where `set` says so."""
+        found = library.find(graph) if isinstance(graph, str) else graph
+        edited = found.set(set) if set else found
+        return super().run(edited, outputs, arguments=arguments, listener=listener, token=token, check=check)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that results may depend on; read without importing them."""
+    found = {}
+    for name in ("torch", "diffusers", "transformers", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
