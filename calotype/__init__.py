@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from calotype.front import Engine, Graph
+    from calotype.library import find
     from engine.context import CancelToken, Context
     from engine.engine import Result
     from engine.errors import CalotypeError, Cancelled, GraphError, NodeFailed, Problem, RunFailed
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "calotype.front": ("Engine", "Graph"),
+    "calotype.library": ("find",),
     "engine.context": ("CancelToken", "Context"),
     "engine.engine": ("Result",),
     "engine.errors": ("CalotypeError", "Cancelled", "GraphError", "NodeFailed", "Problem", "RunFailed"),
@@ -64,6 +66,7 @@ __all__ = [
     "RunFailed",
     "Socket",
     "Text",
+    "find",
     "node",
 ]
 

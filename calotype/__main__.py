@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 FAILED, REFUSED = 1, 2
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 cache_app = typer.Typer(add_completion=False, help="The disk tier: what one process computed and the next will find.")
 app.add_typer(cache_app, name="cache")
 out, err = Console(), Console(stderr=True)
@@ -211,9 +209,7 @@ def _opened(folder: Path | None) -> Iterator[tuple[Any, Any]]:
 
 
 @contextmanager
-def _engine(
-    graph: str, cache: Path | None, *, exact: bool = False, device: str | None = None
-) -> Iterator["Engine"]:
+def _engine(graph: str, cache: Path | None, *, exact: bool = False, device: str | None = None) -> Iterator["Engine"]:
     """An engine that also finds files beside the graph; a wrong device is a wrong argument."""
     from calotype.front import Engine
 
@@ -318,7 +314,7 @@ def _summary(result: "Result") -> None:
     print(f"{listed} in {result.seconds:.2f} s")
 
 
-def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """A table on a terminal, tab-separated lines elsewhere."""
     if not out.is_terminal:
         for row in rows:

@@ -28,8 +28,7 @@ def svg(program: Program) -> str:
     height = max(y for _, y in places.values()) + HEIGHT + MARGIN
     wanted = {port.step for port in program.outputs.values()}
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="13">',
+        _opening(width, height),
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
         *(_curve(places[source.id], places[step.id]) for source, step in walk(program)),
         *(_box(step, places[step.id], final=number in wanted) for number, step in enumerate(program.steps)),
@@ -47,6 +46,11 @@ def _places(program: Program) -> dict[str, tuple[int, int]]:
         for column, names in enumerate(nx.topological_generations(net))
         for row, name in enumerate(names)
     }
+
+
+def _opening(width: int, height: int) -> str:
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">'
 
 
 def _curve(start: tuple[int, int], end: tuple[int, int]) -> str:

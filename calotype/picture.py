@@ -94,7 +94,9 @@ def _stem(graph: Graph, output: str) -> str:
 
 def _write(folder: Path, stem: str, data: bytes) -> Path:
     """Write under the next free number; the file appears whole or not at all."""
-    taken = [int(found[1]) for path in folder.glob(f"{stem}-*.png") if (found := re.search(r"-(\d{5})\.png$", path.name))]
+    taken = [
+        int(found[1]) for path in folder.glob(f"{stem}-*.png") if (found := re.search(r"-(\d{5})\.png$", path.name))
+    ]
     temporary = folder / f".{stem}.{os.getpid()}.part"
     temporary.write_bytes(data)
     try:

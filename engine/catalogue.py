@@ -6,6 +6,7 @@ written degrades to memory: `trouble` says why, nothing is half-written.
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from engine.errors import CacheError
 
 LAYOUT = 1
+PATIENCE = 30.0
+"""Seconds to wait for another process that writes into the same folder."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS traces (key BLOB PRIMARY KEY, outputs BLOB NOT NULL, seconds REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS records (node TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
@@ -42,46 +45,62 @@ class Catalogue:
             raise CacheError(f"cache folder {folder}: {error}; remove it or name another") from error
 
     def _open(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        self._connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        give_up = time.monotonic() + PATIENCE
         try:
-            self._lay_out()
+            while not self._lay_out(insist=time.monotonic() > give_up):
+                time.sleep(0.02)
         except BaseException:
             self._connection.close()
             raise
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, *, insist: bool) -> bool:
+        """Whether the tables are there; False while another process that opens the same folder is in the way."""
         layout = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if layout not in (0, LAYOUT):
             raise CacheError(f"cache folder {self.folder} has layout {layout}, this version writes {LAYOUT}")
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.executescript(_TABLES)
-        self._connection.execute(f"PRAGMA user_version={LAYOUT}")
+        try:
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.executescript(_TABLES)
+            self._connection.execute(f"PRAGMA user_version={LAYOUT}")
+        except sqlite3.OperationalError as error:
+            if insist or error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        return True
 
     def one(self, query: str, *values: Any) -> tuple[Any, ...] | None:
         """The first row, or None."""
-        with self._lock:
-            row: tuple[Any, ...] | None = self._connection.execute(query, values).fetchone()
-            return row
+        return next(iter(self.all(query, *values)), None)
 
     def all(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """All rows."""
+        """All rows; none where the file is damaged, which is remembered as `trouble`."""
         with self._lock:
-            return self._connection.execute(query, values).fetchall()
+            try:
+                return self._connection.execute(query, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                self._remember(error)
+                return []
 
     def write(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
-        """One statement for many rows, all or none. A full or read-only disk is remembered as `trouble`."""
+        """One statement for many rows, all or none. A full, read-only or damaged disk is remembered as `trouble`."""
         with self._lock:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 self._connection.executemany(query, rows)
                 self._connection.execute("COMMIT")
-            except sqlite3.OperationalError as error:
+            except sqlite3.DatabaseError as error:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-                self.trouble = f"{self.folder}: {error}"
+                self._remember(error)
 
     def close(self) -> None:
         """Release the file."""
         with self._lock:
             self._connection.close()
+
+    def _remember(self, error: sqlite3.DatabaseError) -> None:
+        if isinstance(error, sqlite3.ProgrammingError):
+            raise error
+        self.trouble = f"{self.folder}: {error}"

@@ -1,6 +1,7 @@
 """Context: what a node may ask the engine for."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -54,6 +55,8 @@ class Context:
         self._listener = listener
         self._token = token
         self._held: list[ModelRef[object]] = []
+        self.loading = 0.0
+        """Seconds spent waiting for models; no part of what the node's result costs to make again."""
 
     def progress(self, done: int, total: int, preview: object = None) -> None:
         """Report `done` of `total` steps. Every call is a cancel point: it may raise Cancelled."""
@@ -68,8 +71,11 @@ class Context:
             from engine.models import ModelPool  # noqa: PLC0415  only notebooks come here
 
             self._models = ModelPool()
+        began = time.perf_counter()
+        module = self._models.acquire(ref, self.device)
+        self.loading += time.perf_counter() - began
         self._held.append(ref)
-        return self._models.acquire(ref, self.device)
+        return module
 
     def release(self) -> None:
         """Give back every model that was asked for; the loop calls it when the node has returned."""

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import queue
-import sqlite3
 import struct
 import tempfile
 import threading
@@ -20,7 +19,11 @@ from engine.catalogue import Catalogue
 from engine.digest import Digest, encode
 from engine.socket import Array, Packed, Socket
 
-MAX_HEADER = 1 << 20
+_GARBLED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error)
+"""What reading a damaged or foreign file may raise."""
+_INFLATION = "COALESCE((SELECT value FROM facts WHERE name='inflation'), 0)"
+_USE = f"UPDATE stored SET uses = uses + 1, priority = {_INFLATION} + (uses + 2) * seconds / bytes WHERE identity = ?"  # noqa: S608
+_ADMIT = f"INSERT OR REPLACE INTO stored SELECT ?1, ?2, ?3, 0, {_INFLATION} + ?3 / ?2"
 
 
 class Disk:
@@ -65,10 +68,10 @@ class Disk:
             value.check()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, struct.error):
+        except _GARBLED:
             self.discard(identity)
             return None
-        self._catalogue.write("UPDATE stored SET uses=uses+1 WHERE identity=?", [(identity,)])
+        self._catalogue.write(_USE, [(identity,)])
         return value
 
     def seconds(self, identity: Digest) -> float:
@@ -79,7 +82,10 @@ class Disk:
     def discard(self, identity: Digest) -> None:
         """Forget a value."""
         self.flush()
-        self._path(identity).unlink(missing_ok=True)
+        try:
+            self._path(identity).unlink(missing_ok=True)
+        except OSError as error:
+            self._catalogue.trouble = f"{self.folder}: {error}"
         self._catalogue.write("DELETE FROM stored WHERE identity=?", [(identity,)])
 
     def flush(self) -> None:
@@ -119,46 +125,50 @@ class Disk:
             value, seconds = self._pending[identity]
             try:
                 self._write(identity, value, seconds)
-            except (OSError, sqlite3.Error) as error:
-                self._catalogue.trouble = f"{self.folder}: {error}"
+            except Exception as error:  # noqa: BLE001  whatever a value does, the thread lives on
+                self._catalogue.trouble = f"{self.folder}: {type(value).__name__} not written: {error}"
             finally:
                 with self._idle:
                     del self._pending[identity]
                     self._idle.notify_all()
 
     def _write(self, identity: Digest, value: Socket, seconds: float) -> None:
+        """The index first: what dies in between is counted and evicted, not forgotten in the folder."""
         data = encode_value(value)
+        if len(data) > self.budget:
+            return
         self._make_room(len(data))
-        path = self._path(identity)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        self._catalogue.write(_ADMIT, [(identity, len(data), max(seconds, 1e-6))])
+        if self._catalogue.trouble:
+            return
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-            Path(temporary).replace(path)
+            _place(data, self._path(identity))
         except OSError:
-            Path(temporary).unlink(missing_ok=True)
+            self._catalogue.write("DELETE FROM stored WHERE identity=?", [(identity,)])
             raise
-        priority = self._inflation() + max(seconds, 1e-6) / len(data)
-        row = (identity, len(data), seconds, 0, priority)
-        self._catalogue.write("INSERT OR REPLACE INTO stored VALUES (?,?,?,?,?)", [row])
-
-    def _inflation(self) -> float:
-        row = self._catalogue.one("SELECT value FROM facts WHERE name='inflation'")
-        return row[0] if row else 0.0
 
     def _make_room(self, size: int) -> None:
         excess = self.held() + size - self.budget
         while excess > 0:
-            row = self._catalogue.one(
-                "SELECT identity, bytes, priority FROM stored ORDER BY priority + uses * seconds / bytes LIMIT 1"
-            )
+            row = self._catalogue.one("SELECT identity, bytes, priority FROM stored ORDER BY priority LIMIT 1")
             if row is None:
                 return
             self._path(row[0]).unlink(missing_ok=True)
             self._catalogue.write("DELETE FROM stored WHERE identity=?", [(row[0],)])
             self._catalogue.write("INSERT OR REPLACE INTO facts VALUES ('inflation', ?)", [(row[2],)])
             excess -= row[1]
+
+
+def _place(data: bytes, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def encode_value(value: Socket) -> bytes:
@@ -180,7 +190,7 @@ def encode_value(value: Socket) -> bytes:
 def decode(data: bytes) -> tuple[Packed, str]:
     """The value's parts and the name of its type. Raises ValueError when the file is not what was written."""
     (length,) = struct.unpack_from("<Q", data)
-    if length > min(MAX_HEADER, len(data) - 8):
+    if length > len(data) - 8:
         raise ValueError("header too long")
     header = json.loads(data[8 : 8 + length])
     body = data[8 + length :]

@@ -225,7 +225,7 @@ def _outputs(hints: Mapping[str, Any], type_: str) -> tuple[dict[str, type[Socke
     if _is_socket(hint) and hint is not Socket:
         return {OUT: hint}, False
     if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
-        ports = typing.get_type_hints(hint)
+        ports = _hints(hint, type_)
         if ports and all(_is_socket(port) for port in ports.values()):
             return ports, True
     raise errors.UnsupportedReturn(f"{type_}: returns {hint}; expected one socket or a NamedTuple of sockets")

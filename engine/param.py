@@ -106,7 +106,9 @@ class Param:
     @cached_property
     def adapter(self) -> TypeAdapter[Any]:
         """The strict parser."""
-        kind = str if self.file else self.annotation
+        kind = self.annotation
+        if self.file:
+            kind = str | None if _is_optional(self.annotation) else str
         owns_config = is_dataclass(_bare(kind))
         return TypeAdapter(kind, config=None if owns_config else ConfigDict(strict=True, allow_inf_nan=False))
 
@@ -137,7 +139,7 @@ class Param:
             return text
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
 
     @cached_property
@@ -196,6 +198,12 @@ def _bare(annotation: Any) -> Any:
         kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
         return _bare(kinds[0]) if len(kinds) == 1 else annotation
     return annotation
+
+
+def _is_optional(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        return _is_optional(get_args(annotation)[0])
+    return get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation)
 
 
 def _notes(annotation: Any) -> tuple[Any, ...]:

@@ -178,10 +178,11 @@ class Survey:
         """The verdicts, in topological order; nodes that nothing asked for come last."""
         for position in self.order:
             step = self.program.steps[position]
-            yield Planned(step.id, step.definition.type, *self.verdict(position), needs=self._needs(step))
+            yield Planned(step.id, step.definition.type, *self.verdict(position), needs=self.program.needs(step))
         for position, step in enumerate(self.program.steps):
             if position not in self.marks:
-                yield Planned(step.id, step.definition.type, Verdict.UNNEEDED, "not asked for", self._needs(step))
+                needs = self.program.needs(step)
+                yield Planned(step.id, step.definition.type, Verdict.UNNEEDED, "not asked for", needs)
 
     def verdict(self, position: int) -> tuple[Verdict, str]:
         """Whether a step will run, and why."""
@@ -288,7 +289,8 @@ class Survey:
 
     def _hold(self, position: int) -> None:
         """Keep what a step gave until everything that links to it is keyed: only then is it known who needs it."""
-        waiting = sum(consumer in self.marks and self.marks[consumer].key is None for consumer in self._linking(position))
+        linking = (self.marks.get(consumer) for consumer in self._linking(position))
+        waiting = sum(mark is not None and mark.key is None for mark in linking)
         if waiting and position not in self._held:
             self._held[position] = waiting
             for identity in self.marks[position].ids:
@@ -363,9 +365,6 @@ class Survey:
     def _unknown(self, position: int) -> list[str]:
         step = self.program.steps[position]
         return [source.name for source in step.sources if any(self.identity(port) is None for port in source.ports)]
-
-    def _needs(self, step: Step) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.program.steps[port.step].id for port in step.needs()))
 
     def _explain(self, position: int) -> str:
         mark = self.marks[position]

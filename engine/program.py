@@ -74,6 +74,10 @@ class Program:
                 found[number].append(position)
         return found
 
+    def needs(self, step: Step) -> tuple[str, ...]:
+        """Ids of the nodes that a step links to, each once."""
+        return tuple(dict.fromkeys(self.steps[port.step].id for port in step.needs()))
+
     def ancestors(self, wanted: Iterable[Port]) -> list[int]:
         """The steps that the wanted outputs depend on, in topological order."""
         found = {port.step for port in wanted}
@@ -380,7 +384,9 @@ def _store(
     """Files enter the key by content, so their names stay out of `canonical`."""
     if literal is None:
         return
-    if param.file is not None:
+    for known in (values, canonical, files):
+        known.pop(param.name, None)
+    if param.file is not None and literal.value is not None:
         files[param.name] = (param.file, literal.value)
     else:
         values[param.name] = literal.value

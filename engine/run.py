@@ -96,13 +96,14 @@ class Run:
         program, found = self.survey.program, dict[int, NodeReport]()
         for position in self.survey.order:
             step = program.steps[position]
-            needs = tuple(dict.fromkeys(program.steps[port.step].id for port in step.needs()))
             outcome, reason = self._outcome(position, step, found)
-            found[position] = NodeReport(step.definition.type, outcome, reason, self.ran.get(position, 0.0), needs)
+            seconds = self.ran.get(position, 0.0)
+            found[position] = NodeReport(step.definition.type, outcome, reason, seconds, program.needs(step))
         reports = {program.steps[position].id: report for position, report in found.items()}
         for step in program.steps:
             if step.id not in reports:
-                reports[step.id] = NodeReport(step.definition.type, Outcome.UNNEEDED, "not asked for", 0.0)
+                unneeded = (Outcome.UNNEEDED, "not asked for", 0.0)
+                reports[step.id] = NodeReport(step.definition.type, *unneeded, program.needs(step))
         return reports
 
     def records(self) -> dict[str, Record]:
@@ -259,10 +260,11 @@ class Run:
             return
         mark = self.survey.marks[call.position]
         assert mark.key is not None
-        self.resources.traces.put(mark.key, Trace(ids, seconds))
+        cost = max(seconds - call.context.loading, 0.0)
+        self.resources.traces.put(mark.key, Trace(ids, cost))
         for identity, value in zip(ids, outputs, strict=True):
             self._touched.add(identity)
-            self._keep(identity, value, seconds)
+            self._keep(identity, value, cost)
         self.ran[call.position] = seconds
         self.survey.finish(call.position, ids)
         for identity in ids:

@@ -4,6 +4,7 @@ A socket class is a frozen dataclass. Its class is its nominal type: an output f
 base class. Values are immutable: nodes share them, caches keep them, so a node must never write into one.
 """
 
+import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
@@ -104,6 +105,10 @@ class Text(Socket):
     """A string on a wire."""
 
     value: str
+
+    def nbytes(self) -> int:
+        """Bytes that this value keeps in memory."""
+        return sys.getsizeof(self.value)
 
 
 @dataclass(frozen=True, slots=True)

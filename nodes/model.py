@@ -20,8 +20,8 @@ class Parts(NamedTuple):
 def load(checkpoint: ModelFile, precision: Precision = "auto") -> Parts:
     """Refer to the UNet, text encoder and VAE of a checkpoint.
 
-    `checkpoint` is a folder in diffusers' layout, or `pocket`, the embedded model. Nothing is loaded here: the parts are
-    references, known by the content of the checkpoint's files, and are loaded by the nodes that use them.
+    `checkpoint` is a folder in diffusers' layout, or `pocket`, the embedded model. Nothing is loaded here: the parts
+    are references, known by the content of the checkpoint's files, and are loaded by the nodes that use them.
     """
     digest = checkpoint.digest.hex()
     space = LatentSpace(**loading.latent_space(checkpoint.path))

@@ -29,6 +29,7 @@ def sample(
     latent: Latent,
     noise: Noise,
     context: Context,
+    *,
     negative: Conditioning | None = None,
     mask: Mask | None = None,
     steps: Annotated[int, Ge(1), Le(1000)] = 20,

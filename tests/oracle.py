@@ -4,6 +4,7 @@ A script is a list of moves made of plain numbers, read modulo whatever the grap
 can shrink it: add a node, change a literal, link something else, rename, swap files, evict, cancel, restart, sweep.
 """
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -36,7 +37,7 @@ CHOICES = {
     ("toy.classify", "classes"): (1, 2, 3),
     ("toy.steps", "count"): (0, 2),
 }
-TYPES = [type_ for type_ in REGISTRY if type_ not in ("toy.grid",)]
+TYPES = [type_ for type_ in REGISTRY if type_ != "toy.grid"]
 
 move = st.tuples(
     st.sampled_from(
@@ -270,10 +271,8 @@ class House:
                 if left[0] < 0:
                     token.cancel()
 
-        try:
+        with contextlib.suppress(Cancelled):
             self.engine.run(graph, listener=listener, token=token)
-        except Cancelled:
-            pass
 
 
 def check(make, script):

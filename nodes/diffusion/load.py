@@ -82,7 +82,11 @@ def vae(model: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.
 
 def latent_space(model: Path | str) -> dict[str, Any]:
     """Read `channels`, `downscale` in pixels, `scaling` and `shift` of the latents from `model`/vae/config.json."""
-    config = _json(_part(model, VAE.folder) / "config.json")
+    path = _part(model, VAE.folder) / "config.json"
+    config = _json(path)
+    absent = [name for name in ("latent_channels", "block_out_channels", "scaling_factor") if name not in config]
+    if absent:
+        raise LoadError(path, "a VAE's config", f"none of {_some(absent)}")
     return {
         "channels": config["latent_channels"],
         "downscale": 2 ** (len(config["block_out_channels"]) - 1),

@@ -307,7 +307,7 @@ class TestFailure:
     @pytest.fixture
     def house(self):
         @node("toy.picky", version=1)
-        def picky(blob: Blob, allowed: bool = False) -> Blob:
+        def picky(blob: Blob, *, allowed: bool = False) -> Blob:
             """Fails unless allowed."""
             LOG.append("toy.picky")
             if not allowed:
@@ -354,7 +354,7 @@ class TestFailure:
             """Returns a wave."""
             return Wave(text)
 
-        with pytest.raises(errors.RunFailed, match="toy.liar returned Wave as 'out', expected Blob"):
+        with pytest.raises(errors.RunFailed, match=r"toy\.liar returned Wave as 'out', expected Blob"):
             engine(liar).run(graph({"out": "a"}, {"a": ("toy.liar",)}))
 
     def test_a_linked_value_out_of_range_names_the_parameter(self):
@@ -362,7 +362,7 @@ class TestFailure:
             "n": ("toy.number", {"value": 12}), "b": ("toy.blob",),
             "c": ("toy.classify", {}, {"blob": "b", "classes": "n"}),
         }  # fmt: skip
-        with pytest.raises(errors.RunFailed, match="parameter 'classes' from its link.*got 12.*range 1..9"):
+        with pytest.raises(errors.RunFailed, match=r"parameter 'classes' from its link.*got 12.*range 1..9"):
             engine().run(graph({"out": "c"}, nodes))
 
 
@@ -505,7 +505,9 @@ class TestGuards:
 
         house = engine(page, scribble, count)
         nodes = {"a": ("toy.page",), "b": ("toy.scribble", {}, {"page": "a"})}
-        with pytest.raises(errors.RunFailed, match="b .toy.scribble.: InputMutated: it wrote into its input 'page'"):
+        with pytest.raises(
+            errors.RunFailed, match=r"b \(toy\.scribble\): InputMutated: it wrote into its input 'page'"
+        ):
             house.run(graph({"out": "b"}, nodes))
         result = house.run(graph({"out": "c"}, {"a": ("toy.page",), "c": ("toy.count", {}, {"page": "a"})}))
         assert result["out"] == toys.Int(1)
@@ -574,7 +576,7 @@ class TestMemoryLadder:
             """Never enough."""
             raise MemoryError
 
-        with pytest.raises(errors.RunFailed, match="OutOfMemory: out of memory on cpu after freeing .*values"):
+        with pytest.raises(errors.RunFailed, match=r"OutOfMemory: out of memory on cpu after freeing .*values"):
             engine(hungry).run(graph({"out": "h"}, {"h": ("toy.hungry",)}))
 
 

@@ -1,0 +1,268 @@
+"""The command line, as a stranger would use it."""
+
+import io
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import PIL.Image
+import pytest
+
+from calotype.__main__ import main
+from calotype.library import INPUTS, find
+
+QUICK = ["--set", "steps=3"]
+FACE = {
+    "format": "calotype/1",
+    "nodes": {
+        "photo": {"type": "image.load", "params": {"source": "face.png"}},
+        "small": {
+            "type": "image.resize",
+            "params": {"width": 48, "height": 32, "mode": "crop"},
+            "inputs": {"image": "photo.out"},
+        },
+    },
+    "expose": {"width": "small.width"},
+    "outputs": {"image": "small"},
+}
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run a command line in an empty folder; gives (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CALOTYPE_CACHE", raising=False)
+
+    def called(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["calotype", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with pytest.raises(SystemExit) as done:
+            main()
+            sys.exit(0)
+        said = capsys.readouterr()
+        return done.value.code or 0, said.out, said.err
+
+    return called
+
+
+@pytest.fixture
+def face(tmp_path):
+    path = tmp_path / "face.json"
+    path.write_text(json.dumps(FACE))
+    return path
+
+
+class TestRun:
+    def test_pictures_and_report_are_written(self, call, tmp_path):
+        code, out, _ = call("run", "img2img", *QUICK, "--report", "report.json", "--out", "pictures")
+        assert code == 0
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert report.keys() == {"run", "seconds", "nodes", "outputs"}
+        assert report["outputs"] == {"image": ["pictures/img2img-image-00001.png"]}
+        paint = report["nodes"]["paint"]
+        assert (paint["type"], paint["outcome"], paint["reason"]) == ("sample", "ran", "first run")
+        assert paint["seconds"] > 0
+        assert sorted(paint["needs"]) == ["model", "negative", "noise", "positive", "start"]
+        assert "image: pictures/img2img-image-00001.png" in out
+        with PIL.Image.open(tmp_path / "pictures/img2img-image-00001.png") as picture:
+            assert picture.size == (128, 128)
+
+    def test_a_second_process_finds_what_the_first_computed(self, call, face):
+        assert "2 ran" in call("run", face, "--cache", "cache")[1]
+        code, out, err = call("run", face, "--cache", "cache", "--set", "width=64", "--report", "r.json")
+        assert code == 0
+        assert "1 ran, 1 hit" in out
+        assert "parameter changed (width: 48 → 64)" in err
+        assert "2 hit" in call("run", face, "--cache", "cache")[1]
+
+    def test_the_environment_names_the_cache_too(self, call, face, monkeypatch):
+        monkeypatch.setenv("CALOTYPE_CACHE", "elsewhere")
+        call("run", face)
+        assert "2 hit" in call("run", face)[1]
+
+    def test_a_picture_is_repeated_bit_for_bit_from_itself(self, call, tmp_path):
+        call("run", "text2img", *QUICK, "--set", "seed=-1", "--set", "count=2")
+        code, out, _ = call("run", "out/text2img-image-00001.png", "--out", "again")
+        assert code == 0
+        for number in ("00001", "00002"):
+            made = (tmp_path / f"out/text2img-image-{number}.png").read_bytes()
+            assert made == (tmp_path / f"again/text2img-image-{number}.png").read_bytes()
+
+    def test_a_chain_is_repeated_from_its_picture_without_the_saved_graphs(self, call, tmp_path):
+        few = ["--set", "first/paint.steps=2", "--set", "second/paint.steps=2"]
+        call("run", "inpaint_after_img2img", *few)
+        with PIL.Image.open(tmp_path / "out/inpaint_after_img2img-image-00001.png") as picture:
+            document = json.loads(picture.text["calotype"])
+        assert document["nodes"]["first"]["params"]["steps"] == 2
+        assert document["nodes"]["first"]["graph"]["nodes"]["paint"]["type"] == "sample"
+        code, _, _ = call("run", "out/inpaint_after_img2img-image-00001.png", "--out", "again")
+        assert code == 0
+        made = (tmp_path / "out/inpaint_after_img2img-image-00001.png").read_bytes()
+        assert made == (tmp_path / "again/inpaint_after_img2img-image-00001.png").read_bytes()
+
+    def test_pictures_carry_the_parameters_text(self, call, tmp_path):
+        call("run", "img2img", *QUICK, "--set", "prompt=a fox, smiling", "--set", "negative=blurry", "--set", "seed=5")
+        with PIL.Image.open(tmp_path / "out/img2img-image-00001.png") as picture:
+            prompt, negative, line = picture.text["parameters"].splitlines()
+        assert prompt == "a fox, smiling"
+        assert negative == "Negative prompt: blurry"
+        assert line.startswith(
+            "Steps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 5, Size: 128x128, "
+        )
+        assert "Model: pocket, Denoising strength: 0.75, Version: Calotype" in line
+
+    def test_another_file_under_the_name_is_noted(self, call, face, tmp_path):
+        with PIL.Image.open(INPUTS / "face.png") as picture:
+            picture.save(tmp_path / "face.png")
+        call("run", face)
+        with PIL.Image.open(INPUTS / "fox.png") as picture:
+            picture.save(tmp_path / "face.png")
+        code, _, err = call("run", "out/face-image-00001.png")
+        assert code == 0
+        assert "photo.source is another file than the picture was made with" in err
+
+    def test_existing_pictures_are_never_replaced(self, call, face, tmp_path):
+        for _ in range(3):
+            call("run", face)
+        assert len(list((tmp_path / "out").iterdir())) == 3
+
+    def test_standard_input_is_a_graph(self, call):
+        code, out, _ = call("run", "-", stdin=json.dumps(FACE))
+        assert code == 0
+        assert "2 ran" in out
+
+    def test_only_the_requested_output_runs(self, call, face):
+        code, out, _ = call("run", face, "--output", "photo.out")
+        assert code == 0
+        assert "1 ran, 1 unneeded" in out
+
+
+class TestRefusals:
+    def test_every_problem_is_printed(self, call, face, tmp_path):
+        document = json.loads(face.read_text())
+        document["nodes"]["small"]["type"] = "image.reszie"
+        document["outputs"]["other"] = "smal"
+        face.write_text(json.dumps(document))
+        code, out, err = call("run", face)
+        assert code == 2
+        assert "refused, 2 problems:" in err
+        assert 'nodes.small.type: unknown node type "image.reszie", did you mean "image.resize"?' in err
+        assert "outputs.other: no node 'smal', did you mean \"small\"?" in err
+        assert not (tmp_path / "out").exists()
+
+    def test_values_are_judged_by_the_parameters_type(self, call):
+        code, _, err = call("run", "img2img", "--set", "strength=1.5", "--set", "steps=many", "--set", "colour=red")
+        assert code == 2
+        said = {line.split(":")[0].strip(): line for line in err.splitlines()}
+        assert "got 1.5 (range 0..1)" in said["strength"]
+        assert 'got "many" (range 1..1000)' in said["steps"]
+        assert "neither an exposed name nor node.param" in said["colour"]
+
+    def test_text_stays_text(self, call):
+        assert call("validate", "img2img", "--set", "prompt=7")[0] == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("run", "img2imgg"), "no saved graph 'img2imgg', did you mean \"img2img.json\"?"),
+            (("run", "img2img", "--set", "strength"), "expected NAME=VALUE"),
+            (("run", "img2img", "--device", "tpu"), "no device 'tpu' here"),
+            (("run", "img2img", "--set", "source=nowhere.png"), "nodes.photo.params.source: no file 'nowhere.png'"),
+            (("nodes", "image.lod"), "no node type 'image.lod', did you mean \"image.load\"?"),
+            (("sweep", "img2img"), "name at least one axis"),
+            (("fly",), "No such command"),
+        ],
+    )
+    def test_wrong_arguments_exit_with_2(self, call, arguments, said):
+        code, _, err = call(*arguments)
+        assert code == 2
+        assert said in err
+
+    def test_a_picture_without_a_graph(self, call):
+        code, _, err = call("run", INPUTS / "fox.png")
+        assert code == 2
+        assert "carries no graph" in err
+
+    def test_a_failing_node_exits_with_1_and_is_reported(self, call, face, tmp_path):
+        document = json.loads(face.read_text())
+        document["nodes"]["cut"] = {
+            "type": "image.crop",
+            "params": {"x": 40, "y": 0, "width": 20, "height": 20},
+            "inputs": {"image": "small"},
+        }
+        document["outputs"]["cut"] = "cut"
+        face.write_text(json.dumps(document))
+        code, out, err = call("run", face, "--report", "report.json")
+        assert code == 1
+        assert "cut (image.crop): ValueError" in err
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert report["nodes"]["cut"]["outcome"] == "failed"
+        assert list(report["outputs"]) == ["image"]
+
+
+class TestLookingAround:
+    def test_a_plan_says_what_would_run_and_why(self, call, face):
+        call("run", face, "--cache", "cache")
+        code, out, _ = call("plan", face, "--cache", "cache", "--set", "width=64")
+        assert code == 0
+        assert out.splitlines() == [
+            "hit\tphoto\timage.load\thit",
+            "run\tsmall\timage.resize\tparameter changed (width: 48 → 64)",
+        ]
+        assert "2 hit" in call("run", face, "--cache", "cache")[1]
+
+    def test_a_sweep_makes_one_sheet(self, call, face, tmp_path):
+        code, out, _ = call("sweep", face, "--x", "width=16,32", "--y", "small.filter=nearest,lanczos")
+        assert code == 0
+        assert "6 ran" in out
+        assert len(list((tmp_path / "out").iterdir())) == 1
+
+    def test_saved_graphs_nodes_and_models_are_listed(self, call):
+        assert "inpaint_after_img2img" in call("graphs")[1]
+        assert "image.resize\tResize to" in call("nodes")[1]
+        assert call("models")[1].startswith("pocket\t")
+        assert "denoise" in call("nodes", "sample")[1]
+
+    def test_a_graph_is_drawn(self, call):
+        assert call("show", "inpaint_after_img2img")[1].startswith("flowchart LR")
+        drawn = call("show", "inpaint_after_img2img", "--as", "svg")[1]
+        texts = [element.text for element in ET.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+        assert "second/paint" in texts
+
+    def test_a_cache_is_shown_and_cleared(self, call, face):
+        call("run", face, "--cache", "cache")
+        assert "3 values" in call("cache", "--cache", "cache")[1]
+        assert call("cache", "--cache", "cache", "clear")[0] == 0
+        assert "0 values" in call("cache", "--cache", "cache")[1]
+        assert "2 ran" in call("run", face, "--cache", "cache")[1]
+        assert call("cache", "--cache", "nowhere")[0] == 2
+
+    def test_validate_counts_nodes_or_lists_problems(self, call):
+        code, out, _ = call("validate", "inpaint")
+        assert code == 0
+        assert "valid" in out
+        code, _, err = call("validate", "-", stdin='{"format": "calotype/1", "nodes": {"a": {"type": "nothing"}}}')
+        assert code == 2
+        assert 'nodes.a.type: unknown node type "nothing"' in err
+
+
+def test_a_fully_cached_run_loads_neither_diffusers_nor_transformers(tmp_path):
+    arguments = ["run", "text2img", "--set", "steps=2", "--cache", "cache"]
+    probe = f"""
+import sys
+sys.argv = ["calotype", *{arguments!r}]
+from calotype.__main__ import main
+try:
+    main()
+except SystemExit as done:
+    assert not done.code
+print("loaded:", sorted({{"diffusers", "transformers"}} & set(sys.modules)))
+"""
+    said = [
+        subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+        for _ in range(2)
+    ]
+    assert "loaded: ['diffusers', 'transformers']" in said[0]
+    assert "loaded: []" in said[1]
+    assert find("text2img").title() == "Text to image"

@@ -1,0 +1,34 @@
+"""The front door: what `import calotype` offers, and what it does not load."""
+
+import subprocess
+import sys
+
+import calotype
+
+
+def test_every_public_name_is_there_and_nothing_else_is_promised():
+    assert sorted(calotype.__all__) == calotype.__all__
+    for name in calotype.__all__:
+        assert getattr(calotype, name) is not None
+    listed = {name for names in calotype._HOMES.values() for name in names}
+    assert listed == set(calotype.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    assert not hasattr(calotype, "Enigne")
+
+
+def imported_by(code):
+    """Names of the modules that a fresh interpreter has loaded after running `code`."""
+    probe = f"{code}\nimport sys; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+def test_importing_calotype_or_asking_for_help_loads_no_torch():
+    code = "import calotype, calotype.__main__\nfrom calotype.__main__ import app"
+    assert not {"torch", "diffusers", "transformers", "PIL"} & imported_by(code)
+
+
+def test_loading_the_nodes_loads_neither_diffusers_nor_transformers():
+    assert not {"diffusers", "transformers"} & imported_by("import nodes")

@@ -1,0 +1,228 @@
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+import torch
+
+from nodes.diffusion import text
+from nodes.diffusion.drive import drive
+from nodes.diffusion.guidance import Denoiser, Guidance, Question, Repaint, guided
+from nodes.diffusion.noise import Streams, draw
+from nodes.diffusion.sampler import SAMPLERS, euler, heun
+from nodes.diffusion.schedule import NoiseSchedule, karras, normal
+
+DEVIATION = 0.7
+
+
+@dataclass
+class GaussianUNet:
+    """The exact UNet for latents from N(mean of the conditioning, DEVIATION ** 2); logs the shapes of its calls."""
+
+    table: NoiseSchedule
+    dtype: torch.dtype = torch.float32
+    calls: list = field(default_factory=list)
+
+    def __call__(self, sample, timestep, encoder_hidden_states, *, return_dict):
+        assert sample.dtype == encoder_hidden_states.dtype == self.dtype
+        assert not return_dict
+        self.calls.append((tuple(sample.shape), encoder_hidden_states.shape[1]))
+        sigma = torch.tensor([self.table.sigma(t) for t in timestep.tolist()])[:, None, None, None]
+        x = sample.float() * (sigma**2 + 1).sqrt()
+        clean = posterior(x, sigma, encoder_hidden_states.float().mean((1, 2))[:, None, None, None])
+        epsilon = (x - clean) / sigma
+        velocity = (epsilon - sigma * clean) / (sigma**2 + 1).sqrt()
+        return ((epsilon if self.table.prediction == "epsilon" else velocity).to(self.dtype),)
+
+
+def posterior(x, sigma, mean):
+    return (DEVIATION**2 * x + sigma**2 * mean) / (DEVIATION**2 + sigma**2)
+
+
+def conditioning(mean, tokens=77):
+    return torch.full((1, tokens, 3), float(mean))
+
+
+def latents(seed=0, count=1, size=8):
+    return draw(range(seed, seed + count), (4, size, size))
+
+
+def ask(unet, *questions, batch=None):
+    return Denoiser(unet, unet.table, batch)(questions)
+
+
+@pytest.fixture
+def gaussian(table):
+    return GaussianUNet(table)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("sigma", [14.6, 3.3333, 0.05])
+def test_the_clean_latent_is_exact_at_any_noise_level(prediction, sigma):
+    unet = GaussianUNet(NoiseSchedule.from_betas(0.00085, 0.012, prediction=prediction))
+    x = latents() * sigma
+    [clean] = ask(unet, Question(x, sigma, Guidance(conditioning(0.4))))
+    torch.testing.assert_close(clean, posterior(x, sigma, 0.4), rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_leads_away_from_the_negative(gaussian):
+    x = latents(count=2) * 3
+    [clean] = ask(gaussian, Question(x, 3.0, Guidance(conditioning(1), conditioning(-1), cfg=5.0)))
+    low, high = posterior(x, 3.0, -1.0), posterior(x, 3.0, 1.0)
+    torch.testing.assert_close(clean, low + 5 * (high - low), rtol=1e-4, atol=1e-4)
+
+
+def test_both_sides_of_the_guidance_share_a_call(gaussian):
+    ask(gaussian, Question(latents(), 3.0, Guidance(conditioning(1), conditioning(-1), cfg=5.0)))
+    assert gaussian.calls == [((2, 4, 8, 8), 77)]
+
+
+def test_at_cfg_one_the_negative_is_not_asked(gaussian):
+    ask(gaussian, Question(latents(), 3.0, Guidance(conditioning(1), conditioning(-1), cfg=1)))
+    assert gaussian.calls == [((1, 4, 8, 8), 77)]
+
+
+def test_questions_of_different_levels_cfgs_and_sizes_of_batch_share_a_call(gaussian):
+    questions = [
+        Question(latents(0, 2), 9.0, Guidance(conditioning(1), conditioning(0), cfg=2.0)),
+        Question(latents(5), 0.3, Guidance(conditioning(-2), conditioning(1), cfg=7.5)),
+        Question(latents(8, 3), 1.7, Guidance(conditioning(3))),
+    ]
+    together = ask(gaussian, *questions)
+    assert gaussian.calls == [((9, 4, 8, 8), 77)]
+    for question, clean in zip(questions, together, strict=True):
+        torch.testing.assert_close(clean, ask(gaussian, question)[0])
+
+
+def test_each_latent_of_a_run_may_have_its_own_conditioning(gaussian):
+    x = latents(count=2)
+    both = torch.cat([conditioning(1), conditioning(-1)])
+    [clean] = ask(gaussian, Question(x, 2.0, Guidance(both)))
+    torch.testing.assert_close(clean[1:], ask(gaussian, Question(x[1:], 2.0, Guidance(conditioning(-1))))[0])
+
+
+def test_prompts_of_different_lengths_share_a_call_by_repetition(gaussian):
+    ask(
+        gaussian,
+        Question(latents(), 3.0, Guidance(conditioning(1, 154), conditioning(0), cfg=2.0)),
+        Question(latents(), 3.0, Guidance(conditioning(1, 231))),
+    )
+    assert gaussian.calls == [((3, 4, 8, 8), 462)]
+
+
+def test_prompts_with_no_short_common_length_have_calls_of_their_own(gaussian):
+    negative = conditioning(-1, 5 * 77)
+    guidance = Guidance(torch.linspace(-1, 3, 4 * 77).view(1, -1, 1).expand(1, -1, 3), negative, cfg=2.0)
+    x = latents()
+    [clean] = ask(gaussian, Question(x, 3.0, guidance))
+    assert gaussian.calls == [((1, 4, 8, 8), 308), ((1, 4, 8, 8), 385)]
+    low, high = posterior(x, 3.0, -1.0), posterior(x, 3.0, 1.0)
+    torch.testing.assert_close(clean, low + 2 * (high - low), rtol=1e-4, atol=1e-4)
+
+
+def test_repeating_a_conditioning_changes_nothing_for_a_real_unet(unet, table):
+    long, short = torch.randn(2, 1, 154, unet.config.cross_attention_dim, generator=torch.Generator().manual_seed(0))
+    guidance = Guidance(long, short[:, :77], cfg=4.0)
+    x = latents() * 2
+    [together] = Denoiser(unet, table)([Question(x, 2.0, guidance)])
+    high, low = (Denoiser(unet, table).predict(x, [2.0], part) for part in (long, short[:, :77]))
+    torch.testing.assert_close(together, low + 4 * (high - low), rtol=1e-4, atol=1e-4)
+
+
+def test_latents_of_different_shapes_have_calls_of_their_own(gaussian):
+    questions = [Question(latents(size=size), 2.0, Guidance(conditioning(size))) for size in (8, 16, 8)]
+    answers = ask(gaussian, *questions)
+    assert gaussian.calls == [((2, 4, 8, 8), 77), ((1, 4, 16, 16), 77)]
+    for question, clean in zip(questions, answers, strict=True):
+        torch.testing.assert_close(clean, ask(gaussian, question)[0])
+
+
+def test_a_limit_on_the_batch_splits_calls_and_nothing_else(gaussian):
+    question = Question(latents(count=3), 2.0, Guidance(conditioning(1), conditioning(0), cfg=3.0))
+    [split] = ask(gaussian, question, batch=4)
+    assert [shape[0] for shape, _ in gaussian.calls] == [4, 2]
+    torch.testing.assert_close(split, ask(gaussian, question)[0])
+
+
+def test_latents_stay_float32_around_a_half_precision_unet(table):
+    unet = GaussianUNet(table, dtype=torch.float16)
+    x = latents() * 2
+    [clean] = ask(unet, Question(x, 2.0, Guidance(conditioning(1), conditioning(0), cfg=2.0)))
+    assert clean.dtype == torch.float32
+    [result] = drive([guided(euler(x, [2.0, 1.0, 0.0], None), Guidance(conditioning(1)))], Denoiser(unet, table))
+    assert result.dtype == torch.float32
+
+
+def test_a_cfg_without_a_negative_is_refused():
+    with pytest.raises(ValueError, match=r"negative: expected a conditioning, got None; .* cfg is 7.0"):
+        Guidance(conditioning(1), cfg=7.0)
+
+
+def half_mask():
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+    return mask
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_masked_sampling_returns_the_kept_part_bit_by_bit(name, gaussian, table):
+    sigmas = karras(table, 8).tolist()
+    noise = Streams.open([3], (4, 8, 8))
+    kept = latents(9)
+    guidance = Guidance(conditioning(2), repaint=Repaint(half_mask(), kept))
+    run = guided(SAMPLERS[name](kept + noise.initial * sigmas[0], sigmas, noise), guidance)
+    [result] = drive([run], Denoiser(gaussian, table))
+    assert torch.equal(result[..., :4], kept[..., :4])
+    assert (result[..., 4:] - 2).abs().mean() < 4 * DEVIATION
+
+
+def test_every_answer_is_blended_by_a_soft_mask(gaussian, table):
+    mask, kept, x = torch.full((1, 1, 8, 8), 0.25), latents(9), latents(1) * 3
+    guidance = Guidance(conditioning(1), conditioning(0), cfg=3.0, repaint=Repaint(mask, kept))
+    [plain] = ask(gaussian, Question(x, 3.0, Guidance(conditioning(1), conditioning(0), cfg=3.0)))
+    rounds = []
+    drive([guided(heun(x, [3.0, 1.0, 0.0], None), guidance)], Denoiser(gaussian, table), progress=rounds.append)
+    torch.testing.assert_close(rounds[0].denoised[0], 0.25 * plain + 0.75 * kept)
+
+
+def test_a_mask_of_ones_is_no_mask(gaussian, table):
+    start, sigmas = latents() * table.sigma_max, normal(table, 5).tolist()
+    free, masked = (
+        guided(euler(start, sigmas, None), Guidance(conditioning(1), repaint=repaint))
+        for repaint in (None, Repaint(torch.ones(1, 1, 8, 8), latents(9)))
+    )
+    torch.testing.assert_close(*drive([free, masked], Denoiser(gaussian, table)))
+
+
+def test_a_run_without_steps_returns_its_latent(gaussian, table):
+    x = latents()
+    [result] = drive([guided(euler(x, [0.0], None), Guidance(conditioning(1)))], Denoiser(gaussian, table))
+    assert torch.equal(result, x)
+    assert gaussian.calls == []
+
+
+def test_closing_a_guided_run_closes_its_sampler():
+    steps = euler(latents(), [2.0, 1.0, 0.0], None)
+    run = guided(steps, Guidance(conditioning(1)))
+    next(run)
+    run.close()
+    assert steps.gi_frame is None
+
+
+def test_runs_sampled_together_come_out_as_alone(unet, table, tokenizer, text_encoder):
+    """Different samplers, steps, strengths, cfgs, masks, prompts and seeds, on the pocket model."""
+
+    def run(name, steps, seed, *, cfg, prompt, repaint=None):
+        sigmas, noise = karras(table, steps).tolist()[-4:], Streams.open([seed], (4, 8, 8))
+        sides = [text.encode(words, tokenizer, text_encoder) for words in (prompt, "")]
+        return guided(SAMPLERS[name](noise.initial * sigmas[0], sigmas, noise), Guidance(*sides, cfg, repaint))
+
+    plans = [
+        partial(run, "euler", 5, 1, cfg=5.0, prompt="a grinning face"),
+        partial(run, "heun", 4, 2, cfg=1.0, prompt="a cat " * 60),
+        partial(run, "dpmpp_2m", 8, 3, cfg=7.5, prompt="a red apple", repaint=Repaint(half_mask(), latents(9))),
+        partial(run, "euler_ancestral", 4, 4, cfg=3.0, prompt=""),
+    ]
+    together = drive([plan() for plan in plans], Denoiser(unet, table))
+    for plan, result in zip(plans, together, strict=True):
+        [alone] = drive([plan()], Denoiser(unet, table))
+        assert ((result - alone).norm() / alone.norm()).item() < 1e-4

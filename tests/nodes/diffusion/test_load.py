@@ -1,0 +1,175 @@
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nodes.diffusion import load
+from nodes.diffusion.load import LoadError
+
+
+@pytest.fixture
+def model(pocket, tmp_path):
+    """A copy of the pocket model whose files may be damaged."""
+    return shutil.copytree(pocket, tmp_path / "model")
+
+
+def edit(path, **changed):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+@pytest.mark.parametrize("part", [load.unet, load.vae, load.text_encoder])
+def test_parts_come_ready_to_use(part, pocket):
+    module = part(pocket, dtype=torch.bfloat16)
+    assert not module.training
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_the_default_is_float32_on_the_cpu(unet, vae, text_encoder):
+    for module in (unet, vae, text_encoder):
+        assert (module.dtype, module.device) == (torch.float32, torch.device("cpu"))
+
+
+def test_the_schedule_is_read_from_the_scheduler_config(pocket, table):
+    assert load.schedule(pocket) == table
+
+
+def test_loading_is_silent_and_opens_no_connection(pocket, monkeypatch, capfd, caplog):
+    def refuse(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    for part in (load.unet, load.vae, load.text_encoder, load.tokenizer, load.schedule):
+        part(str(pocket))
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+def test_the_libraries_are_imported_only_when_something_is_loaded():
+    modules = ["drive", "guidance", "load", "noise", "sampler", "schedule", "text", "vae"]
+    imports = "; ".join(f"import nodes.diffusion.{module}" for module in modules)
+    check = f"import sys; {imports}; assert not {{'diffusers', 'transformers'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[3])
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "schedule"])
+def test_a_missing_folder_is_named(part, tmp_path):
+    folder = "scheduler" if part == "schedule" else part
+    with pytest.raises(LoadError, match=rf"{folder}: expected the {folder} folder of a diffusers model, found nothing"):
+        getattr(load, part)(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "changed", "problem"),
+    [
+        ("unet", "unet/config.json", {"_class_name": "SD3Transformer2DModel"}, "UNet2DConditionModel, found 'SD3Tr"),
+        ("unet", "unet/config.json", {"in_channels": 9}, "found 9 in and 4 out: inpainting models are not supported"),
+        ("unet", "unet/config.json", {"addition_embed_type": "text_time"}, "'text_time': SDXL is not supported"),
+        ("vae", "vae/config.json", {"_class_name": "AutoencoderTiny"}, "AutoencoderKL, found 'AutoencoderTiny'"),
+        ("vae", "vae/config.json", {"latents_mean": [0.0]}, "latents_mean null"),
+        ("text_encoder", "text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, "found 'T5EncoderModel'"),
+        ("text_encoder", "text_encoder/config.json", {"architectures": None}, "class CLIPTextModel, found None"),
+        ("tokenizer", "tokenizer/tokenizer_config.json", {"tokenizer_class": "T5Tokenizer"}, "found 'T5Tokenizer'"),
+        ("schedule", "scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type: expected one"),
+        ("schedule", "scheduler/scheduler_config.json", {"beta_start": None}, "expected a supported noise schedule"),
+    ],
+)
+def test_an_unsupported_config_is_named(part, file, changed, problem, model):
+    edit(model / file, **changed)
+    with pytest.raises(LoadError, match=problem) as refused:
+        getattr(load, part)(model)
+    assert refused.value.path == model / file
+
+
+@pytest.mark.parametrize(("content", "problem"), [("{", "expected JSON"), ("[]", "expected a JSON object, found list")])
+def test_a_broken_config_is_named(content, problem, model):
+    (model / "unet" / "config.json").write_text(content)
+    with pytest.raises(LoadError, match=problem):
+        load.unet(model)
+
+
+def test_a_missing_config_is_named(model):
+    (model / "vae" / "config.json").unlink()
+    with pytest.raises(LoadError, match=r"vae/config.json: expected a config file, found nothing"):
+        load.vae(model)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_cut_short_are_refused(part, model):
+    [weights] = (model / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    with pytest.raises(LoadError, match="expected a safetensors file, found a damaged one"):
+        getattr(load, part)(model)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_lack_a_tensor_are_refused(part, model):
+    """Both libraries would otherwise fill it with random numbers."""
+    [weights] = (model / part).glob("*.safetensors")
+    tensors = load_file(weights)
+    lost = min(tensors)
+    del tensors[lost]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(LoadError, match=lost.removeprefix("text_model.")):
+        getattr(load, part)(model)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_of_another_shape_are_refused(part, model):
+    [weights] = (model / part).glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors[min(tensors)] = torch.zeros(7)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(LoadError, match=weights.name):
+        getattr(load, part)(model)
+
+
+def test_absent_weights_are_named(model):
+    (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(LoadError, match="expected a safetensors file, found nothing"):
+        load.unet(model)
+
+
+@pytest.mark.parametrize("pickle", ["diffusion_pytorch_model.bin", "model.ckpt", "weights.pt"])
+def test_a_pickle_is_refused_and_its_conversion_shown(pickle, model):
+    (model / "unet" / "diffusion_pytorch_model.safetensors").rename(model / "unet" / pickle)
+    with pytest.raises(LoadError, match=rf"found {pickle}; a pickle can run code .* safe_serialization=True"):
+        load.unet(model)
+
+
+def test_a_single_file_is_refused_and_its_conversion_shown(tmp_path):
+    checkpoint = tmp_path / "model.ckpt"
+    checkpoint.write_bytes(b"")
+    with pytest.raises(LoadError, match=r"found a file; .*from_single_file\(.*model.ckpt"):
+        load.unet(checkpoint)
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}"])
+def test_a_broken_tokenizer_is_refused(content, model):
+    (model / "tokenizer" / "tokenizer.json").write_text(content)
+    with pytest.raises(LoadError, match="tokenizer"):
+        load.tokenizer(model)
+
+
+def test_a_tokenizer_may_be_a_vocabulary_and_merges(model, tokenizer):
+    (model / "tokenizer" / "tokenizer.json").unlink()
+    assert load.tokenizer(model)("a grinning face").input_ids == tokenizer("a grinning face").input_ids
+
+
+@pytest.mark.parametrize("lost", ["vocab.json", "merges.txt"])
+def test_a_tokenizer_without_its_words_is_refused(lost, model):
+    (model / "tokenizer" / "tokenizer.json").unlink()
+    (model / "tokenizer" / lost).unlink()
+    with pytest.raises(LoadError, match=f"{lost}: expected .*, found nothing"):
+        load.tokenizer(model)
+
+
+def test_the_latent_space_is_read_without_the_weights(model):
+    (model / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    assert load.latent_space(model) == {"channels": 4, "downscale": 8, "scaling": 0.18215, "shift": 0.0}

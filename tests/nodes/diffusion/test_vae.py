@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
+
+from nodes.diffusion.vae import decode, downscale, encode
+
+
+def picture(height=64, width=64, count=1):
+    """Smooth colour ramps, another one for each image."""
+    y = torch.linspace(0, 255, height)[:, None].expand(height, width)
+    x = torch.linspace(255, 0, width).expand(height, width)
+    images = [torch.stack([y, x, torch.full_like(x, 60.0 * number)]) for number in range(count)]
+    return torch.stack(images).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    torch.manual_seed(0)
+    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "down_block_types": ("DownEncoderBlock2D",) * 2}
+    return AutoencoderKL(**sizes, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.36, shift_factor=0.12)
+
+
+def test_the_downscale_comes_from_the_config(vae, shifted):
+    assert (downscale(vae), downscale(shifted)) == (8, 2)
+
+
+def test_a_latent_is_the_scaled_mean(vae):
+    latent = encode(picture(64, 48), vae)
+    mean = vae.encode(picture(64, 48) / 127.5 - 1).latent_dist.mean * 0.18215
+    assert latent.shape == (1, 4, 8, 6)
+    assert latent.dtype == torch.float32
+    torch.testing.assert_close(latent, mean.detach())
+
+
+def test_a_picture_survives_the_round_trip(vae):
+    y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    disc = ((y - 64) ** 2 + (x - 64) ** 2 < 40**2).expand(1, 3, 128, 128)
+    yellow = torch.tensor([250, 200, 40], dtype=torch.uint8)[:, None, None]
+    original = torch.where(disc, yellow, torch.full((1, 3, 128, 128), 255, dtype=torch.uint8))
+    again = decode(encode(original, vae), vae)
+    assert again.dtype == torch.uint8
+    assert again.shape == original.shape
+    error = (again.float() - original.float()).square().mean()
+    assert 10 * torch.log10(255**2 / error) > 24
+
+
+def test_an_image_does_not_depend_on_its_batch(vae):
+    images = picture(count=3)
+    latents = encode(images, vae)
+    assert torch.equal(latents[1:2], encode(images[1:2], vae))
+    assert torch.equal(decode(latents, vae)[1:2], decode(latents[1:2], vae))
+
+
+def test_decoding_rounds_as_diffusers_does(vae):
+    latent = encode(picture(), vae)
+    decoded = vae.decode(latent / 0.18215).sample.detach()
+    [theirs] = VaeImageProcessor().postprocess(decoded, output_type="pil")
+    assert decode(latent, vae)[0].permute(1, 2, 0).tolist() == np.asarray(theirs).tolist()
+
+
+def test_a_shift_is_taken_off_the_latent_and_put_back(shifted):
+    images = picture(16, 16)
+    latent = encode(images, shifted)
+    mean = shifted.encode(images / 127.5 - 1).latent_dist.mean.detach()
+    torch.testing.assert_close(latent, (mean - 0.12) * 0.36)
+    expected = ((shifted.decode(mean).sample.detach() + 1) * 127.5).clamp(0, 255).round()
+    assert (decode(latent, shifted).float() - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 64), (64, 63)])
+def test_sizes_that_the_vae_would_crop_are_refused(height, width, vae):
+    with pytest.raises(ValueError, match=f"multiples of 8, got {height} x {width}"):
+        encode(picture(height, width), vae)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 8, 8), picture()[0], picture()[:, :1]])
+def test_anything_but_uint8_rgb_is_refused(images, vae):
+    with pytest.raises(ValueError, match=r"expected uint8 \(N, 3, H, W\), got"):
+        encode(images, vae)
+
+
+def test_an_overflowing_decoder_is_reported(vae):
+    with pytest.raises(FloatingPointError, match="load it in float32"):
+        decode(torch.full((1, 4, 2, 2), torch.inf), vae)
