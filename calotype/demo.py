@@ -21,13 +21,14 @@ def main() -> None:
     _say("1. A saved graph: the whole picture is repainted, then the mouth once more under a mask.")
     _calotype("cache", "--cache", str(CACHE), "clear", quietly=True)
     _calotype("run", GRAPH)
+    _look()
     _say(f"2. One parameter changed ({CHANGE}), in another process: only what depends on it runs.")
     _calotype("run", GRAPH, "--set", CHANGE)
     _say("3. And back again: nothing runs.")
     _calotype("run", GRAPH)
     _say("4. Sixteen pictures over two axes, on one sheet; what no axis reaches is found.")
     _calotype("sweep", GRAPH, "--x", "inpaint_strength=0.4,0.6,0.8,1", "--y", "inpaint_seed=7,8,9,10")
-    _look()
+    print(f"\nLook at the pictures in {OUT}.")
 
 
 def _calotype(*arguments: str, quietly: bool = False) -> None:
@@ -47,7 +48,6 @@ def _look() -> None:
     with PIL.Image.open(before) as one, PIL.Image.open(after) as other:
         box, size = ImageChops.difference(one.convert("RGB"), other.convert("RGB")).getbbox(), one.size
     _say(f"{before.name} and {after.name} differ only within {box} of {size}: the rest is untouched, to the last bit.")
-    print(f"Look at the pictures in {OUT}.")
 
 
 def _newest(pattern: str) -> Path:

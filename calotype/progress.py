@@ -6,8 +6,10 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from engine.event import Event, NodeFinished, NodeProgress, NodeStarted, Outcome, Trouble
+from engine.event import Event, NodeFinished, NodeProgress, NodeStarted, Outcome, RunFinished, Trouble
 
+SHOWN = 8
+"""Names in one line, at most; the report has them all."""
 COLOURS = {Outcome.RAN: "yellow", Outcome.HIT: "green", Outcome.UNNEEDED: "dim", Outcome.FAILED: "red"}
 
 
@@ -17,6 +19,7 @@ class Reporter:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars: dict[str, TaskID] = {}
+        self._idle: dict[tuple[Outcome, str], list[str]] = {}
         self._progress = Progress(
             TextColumn("  {task.description}"),
             BarColumn(),
@@ -45,8 +48,12 @@ class Reporter:
                 self._bars[event.node] = self._progress.add_task(event.node, total=None)
             case NodeProgress() if event.node in self._bars:
                 self._progress.update(self._bars[event.node], completed=event.done, total=event.total)
-            case NodeFinished():
+            case NodeFinished(outcome=Outcome.RAN | Outcome.FAILED):
                 self._finished(event)
+            case NodeFinished():
+                self._idle.setdefault((event.outcome, event.reason), []).append(event.node)
+            case RunFinished():
+                self._list_idle()
             case Trouble():
                 where = f"{event.node}: " if event.node else ""
                 self._console.print(f"  [red]note[/]   {where}{event.message}", highlight=False)
@@ -54,6 +61,16 @@ class Reporter:
     def _finished(self, event: NodeFinished) -> None:
         if event.node in self._bars:
             self._progress.remove_task(self._bars.pop(event.node))
-        seconds = f"{event.seconds:7.3f} s" if event.outcome is Outcome.RAN else " " * 9
-        line = f"  {event.outcome:<8} {seconds}  {event.node:<22} {event.type:<16} {event.reason}"
-        self._console.print(line.rstrip(), style=COLOURS[event.outcome], highlight=False, markup=False, soft_wrap=True)
+        line = f"  {event.outcome:<8} {event.seconds:7.3f} s  {event.node:<22} {event.type:<16} {event.reason}"
+        self._print(line, event.outcome)
+
+    def _list_idle(self) -> None:
+        """What did not run, in one line for each reason."""
+        for (outcome, reason), names in self._idle.items():
+            listed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+            why = "" if reason == outcome else f" ({reason})"
+            self._print(f"  {outcome:<8} {len(names):>9}  {listed}{why}", outcome)
+        self._idle.clear()
+
+    def _print(self, line: str, outcome: Outcome) -> None:
+        self._console.print(line.rstrip(), style=COLOURS[outcome], highlight=False, markup=False, soft_wrap=True)
