@@ -63,6 +63,7 @@ def expand(graph: Graph, registry: Registry, problems: list[Problem], bound: Col
     """
     scope = _Scope(graph, problems, bound=bound)
     scope.take_over()
+    scope.check_exposed(registry)
     nodes = dict(scope.nodes())
     outputs = {
         name: link
@@ -115,6 +116,26 @@ class _Scope:
                 yield from self.inner[name].nodes()
             elif node.type != SUBGRAPH:
                 yield f"{self.prefix}{name}", FlatNode(node.type, self.params(name), self._inputs(name, node))
+
+    def check_exposed(self, registry: Registry) -> None:
+        """Every exposed name must lead to a parameter, here and in the graphs within."""
+        for name, target in self.document.expose.items():
+            node, param = target.split(".")
+            path = f"{self.prefix}expose.{name}"
+            known = self._parameters(node, registry)
+            if node not in self.document.nodes:
+                self._complain(path, f"no node {node!r}{suggest(node, self.document.nodes)}", "unknown_node")
+            elif known is not None and param not in known:
+                self._complain(path, f"{node} has no parameter {param!r}{suggest(param, known)}", "unknown_parameter")
+        for inner in self.inner.values():
+            inner.check_exposed(registry)
+
+    def _parameters(self, node: str, registry: Registry) -> Collection[str] | None:
+        """Names that may be set on a node; None where its type is unknown."""
+        if node in self.inner:
+            return self.inner[node].document.expose
+        made = registry.get(self.document.nodes[node].type) if node in self.document.nodes else None
+        return None if made is None else made.params
 
     def resolve(self, text: str, path: str) -> Link | None:
         """Follow a link through arguments and outputs of subgraphs to a flat node."""

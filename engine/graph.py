@@ -67,14 +67,17 @@ def _subgraph(value: object) -> Any:
     return value
 
 
-Name = Annotated[str, PlainValidator(_name, json_schema_input_type=str), Field(pattern=f"^{_NAME.pattern}$")]
-LinkText = Annotated[str, PlainValidator(_link), WithJsonSchema({"type": "string", "pattern": f"^{_LINK.pattern}$"})]
+_LINK_SCHEMA = {"type": "string", "pattern": f"^{_LINK.pattern}$"}
+Name = Annotated[str, PlainValidator(_name, json_schema_input_type=str)]
+LinkText = Annotated[str, PlainValidator(_link), WithJsonSchema(_LINK_SCHEMA)]
 Links = Annotated[
     str | list[str],
     PlainValidator(_links),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    WithJsonSchema({"anyOf": [_LINK_SCHEMA, {"type": "array", "items": _LINK_SCHEMA}]}),
 ]
-Target = Annotated[str, PlainValidator(_target), WithJsonSchema({"type": "string"})]
+Target = Annotated[
+    str, PlainValidator(_target), WithJsonSchema({"type": "string", "pattern": rf"^{_NAME.pattern}\.{_NAME.pattern}$"})
+]
 Subgraph = Annotated[
     Any, PlainValidator(_subgraph), WithJsonSchema({"anyOf": [{"type": "string"}, {"x-document": True}]})
 ]
@@ -105,6 +108,7 @@ def _argument_form(value: object) -> str:
 
 
 ArgumentText = Annotated[Annotated[str, Tag("brief")] | Annotated[Argument, Tag("full")], Discriminator(_argument_form)]
+_NAMED = Field(json_schema_extra={"propertyNames": {"pattern": f"^{_NAME.pattern}$"}})
 Axis = dict[str, Annotated[list[JsonValue], Field(min_length=1)]]
 
 
@@ -127,10 +131,10 @@ class Document(_Model):
     """A graph as it stands on disk."""
 
     format: Literal["calotype/1"]
-    nodes: dict[Name, Node]
-    expose: dict[Name, Target] = {}
-    arguments: dict[Name, ArgumentText] = {}
-    outputs: dict[Name, LinkText] = {}
+    nodes: Annotated[dict[Name, Node], _NAMED]
+    expose: Annotated[dict[Name, Target], _NAMED] = {}
+    arguments: Annotated[dict[Name, ArgumentText], _NAMED] = {}
+    outputs: Annotated[dict[Name, LinkText], _NAMED] = {}
     sweep: Sweep | None = None
     meta: dict[str, JsonValue] = {}
 
@@ -306,7 +310,7 @@ class Graph:
     def _unknown(self, name: str) -> str:
         known = [*self.document.expose, *(f"{node}." for node in self.document.nodes)]
         hint = suggest(name, self.document.expose) or suggest(name.split(".", 1)[0], self.document.nodes)
-        return f"neither an exposed name nor node.param{hint or f'; this graph has {chr(44).join(known)}'}"
+        return f"neither an exposed name nor node.param{hint or '; this graph has ' + ', '.join(known)}"
 
 
 def schema() -> dict[str, Any]:
@@ -359,9 +363,10 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
-            raise yaml.YAMLError("keys are plain names")
-        _unique([(key.value, None) for key, _ in node.value])
+        if isinstance(node, yaml.MappingNode):
+            if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+                raise yaml.YAMLError("keys are plain names")
+            _unique([(key.value, None) for key, _ in node.value])
         return super().construct_mapping(node, deep)
 
 
