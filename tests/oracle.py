@@ -39,30 +39,28 @@ CHOICES = {
 }
 TYPES = [type_ for type_ in REGISTRY if type_ != "toy.grid"]
 
-move = st.tuples(
-    st.sampled_from(
-        [
-            "add",
-            "add",
-            "param",
-            "param",
-            "param",
-            "link",
-            "rename",
-            "remove",
-            "file",
-            "evict",
-            "cancel",
-            "restart",
-            "run",
-        ]
-    ),
-    st.integers(0, 50),
-    st.integers(0, 50),
-    st.integers(0, 50),
-)
+MOVES = [
+    "add",
+    "add",
+    "param",
+    "param",
+    "param",
+    "link",
+    "swap",
+    "swap",
+    "rename",
+    "remove",
+    "file",
+    "evict",
+    "cancel",
+    "restart",
+    "nest",
+    "nest",
+]
+number = st.integers(0, 50)
+move = st.tuples(st.sampled_from(MOVES), number, number, number)
 scripts = st.tuples(
-    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50)), min_size=2, max_size=8),
+    st.lists(st.tuples(number, number, number), min_size=2, max_size=8),
     st.lists(move, min_size=1, max_size=12),
     st.sampled_from([0, 300, 1000, 1 << 30]),
     st.sampled_from([None, None, "disk", "small disk"]),
@@ -89,13 +87,13 @@ class Sketch:
         """A node of some type, if everything that it needs is there."""
         definition = REGISTRY[TYPES[a % len(TYPES)]]
         inputs = {}
-        for entry in definition.inputs.values():
+        for place, entry in enumerate(definition.inputs.values()):
             offers = self.offers(entry.socket, self.nodes)
             if not offers:
                 if entry.optional:
                     continue
                 return
-            if entry.optional and c % 2:
+            if entry.optional and c >> place & 1:
                 continue
             links = (
                 [offers[(b + i * c) % len(offers)] for i in range(1 + c % 3)] if entry.many else offers[b % len(offers)]
@@ -124,12 +122,7 @@ class Sketch:
         param = list(params)[b % len(params)]
         earlier = list(self.nodes)[: list(self.nodes).index(name)]
         offers = self.offers(params[param].scalar, earlier) if params[param].scalar in SCALARS.values() else []
-        if (
-            c % 4 == 0
-            and offers
-            and param in ("seed", "value", "weight", "count")
-            and params[param].scalar is SCALARS[int]
-        ):
+        if c % 4 == 0 and offers and param in ("seed", "value", "count") and params[param].scalar is SCALARS[int]:
             node["params"].pop(param, None)
             node["inputs"][param] = offers[c % len(offers)]
         else:
@@ -151,6 +144,19 @@ class Sketch:
             node["inputs"][entry.name] = (
                 [offers[(c + i) % len(offers)] for i in range(1 + c % 3)] if entry.many else offers[c % len(offers)]
             )
+
+    def swap(self, a, _b, _c):
+        """Exchange what two inputs of a node are linked to, or move the one link there is."""
+        node = self.nodes[self.pick(a)]
+        entries = [entry for entry in REGISTRY[node["type"]].inputs.values() if not entry.many]
+        if (
+            len(entries) == 2
+            and entries[0].socket is entries[1].socket
+            and (entries[0].optional or len(node["inputs"]) > 1)
+        ):
+            one, other = (entry.name for entry in entries)
+            links = {one: node["inputs"].get(other), other: node["inputs"].get(one)}
+            node["inputs"] = {name: link for name, link in {**node["inputs"], **links}.items() if link is not None}
 
     def rename(self, a, b, _):
         """Another id, another place in the document."""
@@ -285,7 +291,7 @@ def check(make, script):
             sketch.add(*numbers)
         compare(house, sketch.document(0))
         for kind, a, b, c in moves:
-            if kind in ("add", "param", "link", "rename", "remove"):
+            if kind in ("add", "param", "link", "swap", "rename", "remove"):
                 getattr(sketch, kind)(a, b, c)
             elif kind in ("file", "evict"):
                 getattr(house, kind)(a, b, c)
@@ -293,9 +299,94 @@ def check(make, script):
                 house.cancelled(sketch.document(b), a)
             elif kind == "restart":
                 house.restart()
+            elif kind == "nest":
+                compare_nested(house, sketch.document(b), a)
             compare(house, sketch.document(c))
     finally:
         house.close()
+
+
+def wrapped(graph, number):
+    """The graph within another that sets one of its parameters, and what both must give: (outer, flat equivalent)."""
+    literals = [(node, param) for node, found in graph.document.nodes.items() for param in found.params]
+    outputs = {name: f"inner.{name}" for name in graph.document.outputs}
+    outer = {"type": "graph", "graph": graph.dump()}
+    if literals:
+        node, param = literals[number % len(literals)]
+        type_ = graph.document.nodes[node].type
+        value = CHOICES[type_, param][number % len(CHOICES[type_, param])]
+        outer["graph"]["expose"] = {"knob": f"{node}.{param}"}
+        outer["params"] = {"knob": value}
+        graph = graph.set({f"{node}.{param}": value})
+    return Graph.parse({"format": "calotype/1", "nodes": {"inner": outer}, "outputs": outputs}), graph
+
+
+def swept(graph, number):
+    """The graph swept over one or two parameters, and its cells in order; None where no output is a blob."""
+    literals = [(node, param) for node, found in graph.document.nodes.items() for param in found.params]
+    blobs = {
+        name: link
+        for name, link in graph.document.outputs.items()
+        if REGISTRY[graph.document.nodes[link.split(".")[0]].type].outputs[link.split(".")[1]] is Blob
+    }
+    if not literals or not blobs:
+        return None
+    axes = {}
+    for letter, index in (("x", number), ("y", number // 2))[: 1 + number % 2]:
+        node, param = literals[index % len(literals)]
+        if f"{node}.{param}" not in [name for axis in axes.values() for name in axis]:
+            axes[letter] = {f"{node}.{param}": list(CHOICES[graph.document.nodes[node].type, param][:2])}
+    cells = [graph]
+    for letter in ("y", "x"):
+        for name, values in axes.get(letter, {}).items():
+            cells = [cell.set({name: value}) for cell in cells for value in values]
+    return graph.replace(sweep=axes, outputs=blobs), cells, blobs, axes
+
+
+def from_cells(cells, blobs, axes, reached, folder):
+    """What a sweep must give: each output's cells, computed one by one, on one sheet."""
+    found = [from_scratch(cell.replace(outputs=blobs), folder) for cell in cells]
+    columns, rows = (len(next(iter(axes[letter].values()), [])) if letter in axes else 1 for letter in "xy")
+    sheets = {}
+    for name in blobs:
+        across = range(columns if "x" in reached[name] else 1)
+        down = range(rows if "y" in reached[name] else 1)
+        values = tuple(found[row * columns + column][name] for row in down for column in across)
+        labels = [
+            [f"{knob}: {oracle_label(value)}" for knob, listed in axes[letter].items() for value in listed]
+            if letter in reached[name]
+            else []
+            for letter in "xy"
+        ]
+        sheets[name] = values[0] if not reached[name] else toys.grid(values, len(across), *labels)
+    return sheets
+
+
+def oracle_label(value):
+    return f"{value:.8g}" if isinstance(value, float) else str(value)
+
+
+def reached(graph, link, axes):
+    """Letters of the axes that change what a link gives: those that set a parameter upstream of it."""
+    seen, pending = set(), [link.split(".")[0]]
+    while pending:
+        name = pending.pop()
+        if name not in seen:
+            seen.add(name)
+            for links in graph.document.nodes[name].inputs.values():
+                pending += [item.split(".")[0] for item in (links if isinstance(links, list) else [links])]
+    return {letter for letter, axis in axes.items() for knob in axis if knob.split(".")[0] in seen}
+
+
+def compare_nested(house, graph, number):
+    """The same graph within another, and swept."""
+    outer, flat = wrapped(graph, number)
+    assert dict(house.engine.run(outer).outputs) == from_scratch(flat, house.folder)
+    if (found := swept(graph, number)) is not None:
+        whole, cells, blobs, axes = found
+        letters = {name: reached(graph, link, axes) for name, link in blobs.items()}
+        expected = from_cells(cells, blobs, axes, letters, house.folder)
+        assert dict(house.engine.run(whole).outputs) == expected
 
 
 def compare(house, graph):

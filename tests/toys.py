@@ -114,6 +114,13 @@ def join(blobs: tuple[Blob, ...]) -> Blob:
     return Blob(mixed("join", *(item.text for item in blobs)))
 
 
+@node("toy.choose", version=1)
+def choose(left: Blob | None = None, right: Blob | None = None) -> Blob:
+    """One of two, and which."""
+    LOG.append("toy.choose")
+    return Blob(mixed("choose", left and left.text, right and right.text))
+
+
 @node("toy.split", version=1)
 def split(blob: Blob) -> Parts:
     """Two outputs, one of each kind."""
@@ -151,7 +158,7 @@ def steps(wave: Wave, count: int, context: Context) -> Wave:
     return Wave(mixed("steps", wave.text, count))
 
 
-PACK = (number, load, blob, encode, mix, decode, classify, join, split, label, grid, scale, steps)
+PACK = (number, load, blob, encode, mix, decode, classify, join, choose, split, label, grid, scale, steps)
 REGISTRY = Registry(PACK)
 
 

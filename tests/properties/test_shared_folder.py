@@ -42,7 +42,8 @@ def folder(tmp_path):
 
 
 def start(folder, seed, runs):
-    code = f"from properties.test_shared_folder import work; from pathlib import Path; work(Path({str(folder)!r}), {seed}, {runs})"
+    call = f"work(Path({str(folder)!r}), {seed}, {runs})"
+    code = f"from pathlib import Path; from properties.test_shared_folder import work; {call}"
     return subprocess.Popen([sys.executable, "-c", code], cwd=TESTS, stderr=subprocess.PIPE, text=True)
 
 
