@@ -50,7 +50,9 @@ def describe(definition: NodeDef) -> str:
 
 def parameter(param: Param) -> str:
     """What a parameter takes: type, choices, range and unit, and what stands there when nobody sets it."""
-    kind = f"name of a {param.file.kind}" if param.file else _kind(param.schema, param.unit, param.schema)
+    kind = _kind(param.schema, param.unit, param.schema)
+    if param.file:
+        kind = kind.replace(_WORDS["string"], f"name of a {param.file.kind}")
     default = "required" if param.default is REQUIRED else f"default {_json(param.schema['default'])}"
     fresh = f"{param.fresh.when} draws a new one at each submission" if param.fresh else ""
     return "; ".join(filter(None, [kind, fresh, default]))
@@ -99,8 +101,8 @@ def _types(registry: Registry) -> str:
 
 
 def _errors() -> str:
-    rows = [f"| `{kind.__name__}` | {_one_line(kind.__doc__ or '')} |" for kind in DefinitionError.__subclasses__()]
-    return "\n".join(["| Error | Meaning |", "| --- | --- |", *rows])
+    kinds = DefinitionError.__subclasses__()
+    return "\n".join(f"- `{kind.__name__}`: {_one_line(kind.__doc__ or '')}" for kind in kinds)
 
 
 def _graphs(graphs: Iterable[Graph]) -> str:
@@ -138,29 +140,29 @@ def _kind(schema: Mapping[str, Any], unit: str, root: Mapping[str, Any]) -> str:
     """A JSON Schema in words."""
     match schema:
         case {"$ref": str(name)}:
-            return _kind(root["$defs"][name.rpartition("/")[2]], unit, root)
+            said = _kind(root["$defs"][name.rpartition("/")[2]], unit, root)
         case {"anyOf": list(kinds)}:
-            return ", or ".join(_kind(kind, "" if kind.get("type") == "null" else unit, root) for kind in kinds)
+            said = ", or ".join(_kind(kind, "" if kind.get("type") == "null" else unit, root) for kind in kinds)
         case {"const": value}:
-            return _json(value)
+            said = _json(value)
         case {"enum": list(choices)}:
-            return " | ".join(map(_json, choices))
+            said = " | ".join(map(_json, choices))
         case {"type": "array", "prefixItems": list(items)}:
-            return f"[{', '.join(_kind(item, '', root) for item in items)}]"
+            said = f"[{', '.join(_kind(item, '', root) for item in items)}]"
         case {"type": "array"}:
-            return _limited(f"list of {_kind(schema.get('items', {}), '', root)}", schema, unit)
+            said = _limited(f"list of {_kind(schema.get('items', {}), '', root)}", schema, unit)
         case {"type": str(name)}:
-            return _limited(_WORDS.get(name, name), schema, unit)
-    return "any JSON"
+            said = _limited(_WORDS.get(name, name), schema, unit)
+        case _:
+            said = "any JSON"
+    return said
 
 
 def _limited(kind: str, schema: Mapping[str, Any], unit: str) -> str:
     """A type with its range and unit: `integer 1..512 px`."""
     known = {name: _WIDE.get(schema[name], schema[name]) for name in _LIMITS if name in schema}
-    if {"minimum", "maximum"} <= known.keys():
-        limits = [f"{known.pop('minimum')}..{known.pop('maximum')}"]
-    else:
-        limits = []
+    both = {"minimum", "maximum"} <= known.keys()
+    limits = [f"{known.pop('minimum')}..{known.pop('maximum')}"] if both else []
     limits += [_LIMITS[name].format(value) for name, value in known.items()]
     return " ".join(filter(None, [kind, ", ".join(limits), f"({unit})" if unit and not limits else unit]))
 

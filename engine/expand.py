@@ -63,7 +63,7 @@ def expand(graph: Graph, registry: Registry, problems: list[Problem], bound: Col
     """
     scope = _Scope(graph, problems, bound=bound)
     scope.take_over()
-    scope.check_exposed(registry)
+    scope.check_signature(registry)
     nodes = dict(scope.nodes())
     outputs = {
         name: link
@@ -117,8 +117,8 @@ class _Scope:
             elif node.type != SUBGRAPH:
                 yield f"{self.prefix}{name}", FlatNode(node.type, self.params(name), self._inputs(name, node))
 
-    def check_exposed(self, registry: Registry) -> None:
-        """Every exposed name must lead to a parameter, here and in the graphs within."""
+    def check_signature(self, registry: Registry) -> None:
+        """Every exposed name leads to a parameter, every argument has a known type, here and in the graphs within."""
         for name, target in self.document.expose.items():
             node, param = target.split(".")
             path = f"{self.prefix}expose.{name}"
@@ -127,8 +127,13 @@ class _Scope:
                 self._complain(path, f"no node {node!r}{suggest(node, self.document.nodes)}", "unknown_node")
             elif known is not None and param not in known:
                 self._complain(path, f"{node} has no parameter {param!r}{suggest(param, known)}", "unknown_parameter")
+        for name, declared in self.document.arguments.items():
+            type_ = declared if isinstance(declared, str) else declared.type
+            if type_ not in registry.sockets:
+                message = f'unknown type "{type_}"{suggest(type_, registry.sockets)}'
+                self._complain(f"{self.prefix}arguments.{name}", message, "unknown_type")
         for inner in self.inner.values():
-            inner.check_exposed(registry)
+            inner.check_signature(registry)
 
     def _parameters(self, node: str, registry: Registry) -> Collection[str] | None:
         """Names that may be set on a node; None where its type is unknown."""
@@ -261,7 +266,8 @@ class _Sweep:
         self.registry = registry
         self.problems = problems
         assert graph.document.sweep is not None
-        axes = [_axis(graph, letter, names, problems) for letter, names in graph.document.sweep.axes()]
+        taken: dict[tuple[str, str], str] = {}
+        axes = [_axis(graph, letter, names, taken, problems) for letter, names in graph.document.sweep.axes()]
         self.axes = [axis for axis in axes if axis is not None]
         self.reach = self._reach()
 
@@ -386,7 +392,14 @@ class _Sweep:
         return gatherer.type, next(entry.name for entry in gatherer.inputs.values() if entry.many)
 
 
-def _axis(graph: Graph, letter: str, names: Mapping[str, Sequence[Any]], problems: list[Problem]) -> _Axis | None:
+def _axis(
+    graph: Graph,
+    letter: str,
+    names: Mapping[str, Sequence[Any]],
+    taken: dict[tuple[str, str], str],
+    problems: list[Problem],
+) -> _Axis | None:
+    """One axis; `taken` remembers which name sweeps what, because no parameter can be on two axes."""
     lengths = {len(values) for values in names.values()}
     if len(lengths) != 1:
         message = "names on one axis advance together and need equally many values"
@@ -398,6 +411,11 @@ def _axis(graph: Graph, letter: str, names: Mapping[str, Sequence[Any]], problem
             targets[name] = graph.locate(name)
         except GraphError as error:
             problems += [Problem(f"sweep.{letter}.{name}", item.message, item.code) for item in error.problems]
+            continue
+        if targets[name] in taken:
+            message = f"{'.'.join(targets[name])} is swept already, by {taken[targets[name]]}"
+            problems.append(Problem(f"sweep.{letter}.{name}", message, "twice"))
+        taken[targets[name]] = f"sweep.{letter}.{name}"
     settings = tuple({targets[name]: names[name][i] for name in targets} for i in range(lengths.pop()))
     first = next(iter(names))
     labels = tuple(f"{first}: {_label(value)}" for value in names[first])

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -165,7 +166,7 @@ class Graph:
         """Read a document: a mapping, JSON or YAML. Raises GraphError with every problem found."""
         raw = source if isinstance(source, Mapping) else _read(source)
         problems: list[Problem] = []
-        graph = _build(raw, library, "", problems, depth=0)
+        graph = _build(raw, library, "", problems, depth=_DEPTH.get())
         if graph is None or problems:
             raise GraphError(problems)
         return graph
@@ -332,6 +333,10 @@ def split(link: str) -> tuple[str, str]:
     return node, port
 
 
+_DEPTH: ContextVar[int] = ContextVar("depth", default=0)
+"""How many graphs stand around the one that a library is reading."""
+
+
 def _read(source: str | bytes) -> Any:
     if len(source) > MAX_BYTES:
         raise GraphError([Problem("", f"the document is longer than {MAX_BYTES} bytes", "too_large")])
@@ -433,14 +438,15 @@ def _find(given: Any, library: Library, where: str, problems: list[Problem], dep
             Problem(where, f"more than {MAX_DEPTH} graphs within graphs; does a graph contain itself?", "depth")
         )
         return None
+    outside = _DEPTH.set(depth + 1)
     try:
         return library(str(given))
     except LookupError as error:
         problems.append(Problem(where, str(error.args[0] if error.args else error), "unknown_graph"))
-    except RecursionError:
-        problems.append(Problem(where, f"{given!r} contains itself", "depth"))
     except GraphError as error:
         problems += [Problem(f"{where}({given}).{inner.path}", inner.message, inner.code) for inner in error.problems]
+    finally:
+        _DEPTH.reset(outside)
     return None
 
 

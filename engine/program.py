@@ -159,32 +159,9 @@ def _compile(
         if name not in graph.document.arguments:
             message = f"the graph has no argument {name!r}{suggest(name, graph.document.arguments)}"
             problems.append(Problem(f"arguments.{name}", message, "unknown_name"))
-    _check_signature(graph, registry, problems)
     flat = expand(graph, registry, problems, bound=arguments)
     program = _Compiler(flat, registry, arguments, problems).program()
     return program, list(dict.fromkeys(problems))
-
-
-def _check_signature(graph: Graph, registry: Registry, problems: list[Problem], prefix: str = "") -> None:
-    """What a graph exposes and asks for must be there, whether or not somebody sets it."""
-    for name, target in graph.document.expose.items():
-        path = f"{prefix}expose.{name}"
-        try:
-            node, param = graph.locate(name)
-        except GraphError:
-            problems.append(Problem(path, f"{target!r} leads nowhere: expected 'node.parameter'", "unknown_name"))
-            continue
-        made = registry.get(graph.node_type(node))
-        if made is not None and param not in made.params:
-            message = f"{made.type} has no parameter {param!r}{suggest(param, made.params)}"
-            problems.append(Problem(path, message, "unknown_parameter"))
-    for name, declared in graph.document.arguments.items():
-        type_ = declared if isinstance(declared, str) else declared.type
-        if type_ not in registry.sockets:
-            message = f'unknown type "{type_}"{suggest(type_, registry.sockets)}'
-            problems.append(Problem(f"{prefix}arguments.{name}", message, "unknown_type"))
-    for node, subgraph in graph.subgraphs.items():
-        _check_signature(subgraph, registry, problems, f"{prefix}{node}/")
 
 
 class _Compiler:

@@ -39,24 +39,8 @@ CHOICES = {
 }
 TYPES = [type_ for type_ in REGISTRY if type_ != "toy.grid"]
 
-MOVES = [
-    "add",
-    "add",
-    "param",
-    "param",
-    "param",
-    "link",
-    "swap",
-    "swap",
-    "rename",
-    "remove",
-    "file",
-    "evict",
-    "cancel",
-    "restart",
-    "nest",
-    "nest",
-]
+EDITS = ["add", "add", "param", "param", "param", "link", "swap", "swap", "rename", "remove"]
+MOVES = [*EDITS, "file", "evict", "cancel", "restart", "nest", "nest"]
 number = st.integers(0, 50)
 move = st.tuples(st.sampled_from(MOVES), number, number, number)
 scripts = st.tuples(
@@ -291,7 +275,7 @@ def check(make, script):
             sketch.add(*numbers)
         compare(house, sketch.document(0))
         for kind, a, b, c in moves:
-            if kind in ("add", "param", "link", "swap", "rename", "remove"):
+            if kind in EDITS:
                 getattr(sketch, kind)(a, b, c)
             elif kind in ("file", "evict"):
                 getattr(house, kind)(a, b, c)
