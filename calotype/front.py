@@ -14,6 +14,7 @@ from engine.context import CancelToken
 from engine.device import Device, default_device
 from engine.engine import Result
 from engine.file import Files
+from engine.plan import Planned
 from engine.registry import Registry
 from engine.run import Listener
 from engine.socket import Socket
@@ -62,9 +63,25 @@ class Engine(engine.engine.Engine):
         check: bool = True,
     ) -> Result:
         """Run a graph, or the saved graph of that name, with other literals where `set` says so."""
-        found = library.find(graph) if isinstance(graph, str) else graph
-        edited = found.set(set) if set else found
-        return super().run(edited, outputs, arguments=arguments, listener=listener, token=token, check=check)
+        return super().run(
+            _edited(graph, set), outputs, arguments=arguments, listener=listener, token=token, check=check
+        )
+
+    def plan(
+        self,
+        graph: Graph | str,
+        outputs: Sequence[str] | None = None,
+        *,
+        set: Mapping[str, Any] | None = None,  # noqa: A002  the command line's word
+        arguments: Mapping[str, Socket] | None = None,
+    ) -> list[Planned]:
+        """What a run would do, and why, without running anything."""
+        return super().plan(_edited(graph, set), outputs, arguments=arguments)
+
+
+def _edited(graph: Graph | str, settings: Mapping[str, Any] | None) -> Graph:
+    found = library.find(graph) if isinstance(graph, str) else graph
+    return found.set(settings) if settings else found
 
 
 def versions() -> dict[str, str]:

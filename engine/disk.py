@@ -74,10 +74,10 @@ class Disk:
         self._catalogue.write(_USE, [(identity,)])
         return value
 
-    def seconds(self, identity: Digest) -> float:
-        """Seconds that the value took to make, as far as the index knows."""
-        row = self._catalogue.one("SELECT seconds FROM stored WHERE identity=?", identity)
-        return row[0] if row else 0.0
+    def worth(self, identity: Digest) -> tuple[float, int]:
+        """Seconds that the value took to make and how often it was used since, as far as the index knows."""
+        row = self._catalogue.one("SELECT seconds, uses FROM stored WHERE identity=?", identity)
+        return (row[0], row[1]) if row else (0.0, 0)
 
     def discard(self, identity: Digest) -> None:
         """Forget a value."""

@@ -15,7 +15,7 @@ from engine.context import CancelToken
 from engine.digest import digest
 from engine.disk import Disk
 from engine.errors import Cancelled, FileChanged, RunFailed
-from engine.event import NodeFinished, Outcome, RunFinished, RunStarted, Trouble
+from engine.event import Outcome, RunFinished, RunStarted, Trouble
 from engine.file import Files
 from engine.graph import Graph
 from engine.host import Host
@@ -132,13 +132,7 @@ class Engine:
         with self._lock:
             graph, program = self._settled(graph, arguments)
             wanted = _wanted(program, outputs)
-            for attempt in range(REPLANS + 1):
-                try:
-                    result = self._run_once(graph, program, wanted, listener, token or CancelToken())
-                    break
-                except FileChanged:
-                    if attempt == REPLANS:
-                        raise
+            result = self._run(graph, program, wanted, listener, token or CancelToken())
         if check and result.failures:
             raise RunFailed(result.failures)
         return result
@@ -243,37 +237,46 @@ class Engine:
             records=self.records,
         )
 
-    def _run_once(
+    def _run(
         self, graph: Graph, program: Program, wanted: Mapping[str, Port], listener: Listener, token: CancelToken
     ) -> Result:
-        began = time.perf_counter()
-        survey = self._survey(program, list(wanted.values()))
-        run = Run(uuid.uuid4().hex, survey, self._resources, self.exact, self.strict, listener, token)
-        state = "failed"
-        listener(RunStarted(run.id, len(survey.order)))
+        """One run, planned again where a file changes under it."""
+        run_id, began, state = uuid.uuid4().hex, time.perf_counter(), "failed"
+        listener(RunStarted(run_id, len(program.ancestors(wanted.values()))))
         try:
-            run.loop()
-            known = {name: identity for name, port in wanted.items() if (identity := survey.identity(port)) is not None}
-            values = run.values(known)
+            for left in reversed(range(REPLANS + 1)):
+                survey = self._survey(program, list(wanted.values()))
+                run = Run(run_id, survey, self._resources, self.exact, self.strict, listener, token, self.records)
+                try:
+                    values = self._follow(run, wanted)
+                    break
+                except FileChanged as error:
+                    if not left:
+                        raise
+                    listener(Trouble(run_id, "", f"{error}; planned again"))
             state = "failed" if run.failures else "done"
         except Cancelled:
             state = "cancelled"
             raise
         finally:
+            if self._catalogue and self._catalogue.trouble:
+                listener(Trouble(run_id, "", f"the cache folder is not written to: {self._catalogue.trouble}"))
+            seconds = time.perf_counter() - began
+            listener(RunFinished(run_id, state, seconds))
+        return Result(run_id, graph, seconds, values, run.reports, run.failures, _files(survey))
+
+    def _follow(self, run: Run, wanted: Mapping[str, Port]) -> dict[str, Socket]:
+        """Run the loop and fetch the wanted values; whatever happens, what finished is remembered and told."""
+        survey = run.survey
+        try:
+            run.loop()
+            known = {name: identity for name, port in wanted.items() if (identity := survey.identity(port)) is not None}
+            return run.values(known)
+        finally:
+            run.conclude()
             self.records.put(_changed(run, self.records))
             survey.close()
-            seconds = time.perf_counter() - began
-            reports = run.reports()
-            _tell(run, reports, listener)
-            if self._catalogue and self._catalogue.trouble:
-                listener(Trouble(run.id, "", f"the cache folder is not written to: {self._catalogue.trouble}"))
-            listener(RunFinished(run.id, state, seconds))
-        files = {
-            f"{program.steps[position].id}.{name}": file.digest.hex()
-            for position in survey.order
-            for name, file in survey.marks[position].files.items()
-        }
-        return Result(run.id, graph, seconds, values, reports, run.failures, files)
+            self.store.trim()
 
 
 def _wanted(program: Program, outputs: Sequence[str] | None) -> dict[str, Port]:
@@ -289,8 +292,10 @@ def _changed(run: Run, records: Records) -> dict[str, Any]:
     }
 
 
-def _tell(run: Run, reports: Mapping[str, NodeReport], listener: Listener) -> None:
-    """Announce what did not have to run."""
-    for node, report in reports.items():
-        if report.outcome in (Outcome.HIT, Outcome.UNNEEDED):
-            listener(NodeFinished(run.id, node, report.type, report.outcome, report.reason))
+def _files(survey: Survey) -> dict[str, str]:
+    """`node.param` -> sha256 of every file that the survey resolved."""
+    return {
+        f"{survey.program.steps[position].id}.{name}": file.digest.hex()
+        for position in survey.order
+        for name, file in survey.marks[position].files.items()
+    }

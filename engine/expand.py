@@ -347,17 +347,17 @@ class _Sweep:
         if gatherer is None:
             return self._link(link, dict.fromkeys(reach, 0))
         if "z" not in reach:
-            return self._sheet(f"grid/{name}", link, reach, fixed={}, gatherer=gatherer, nodes=nodes)
+            return self._sheet(f"grid:{name}", link, reach, fixed={}, gatherer=gatherer, nodes=nodes)
         sheets = [
             self._sheet(
-                f"grid/{name}[{_suffix(cell)}]", link, reach - {"z"}, fixed=cell, gatherer=gatherer, nodes=nodes
+                f"grid:{name}[{_suffix(cell)}]", link, reach - {"z"}, fixed=cell, gatherer=gatherer, nodes=nodes
             )
             for cell in self._cells(frozenset("z"))
         ]
         labels = self._labels("z", reach)
         params = {"columns": len(sheets), "x_labels": labels, "y_labels": []}
-        nodes[f"grid/{name}"] = FlatNode(gatherer[0], params, {gatherer[1]: Linked(tuple(sheets), many=True)})
-        return Link(f"grid/{name}", "")
+        nodes[f"grid:{name}"] = FlatNode(gatherer[0], params, {gatherer[1]: Linked(tuple(sheets), many=True)})
+        return Link(f"grid:{name}", "")
 
     def _sheet(
         self,

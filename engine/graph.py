@@ -42,7 +42,7 @@ _LINK = re.compile(r"(\$?)([A-Za-z_][A-Za-z0-9_-]*)(?:\.([A-Za-z_][A-Za-z0-9_]*)
 
 def _name(value: object) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise ValueError("expected a name of letters, digits, _ and -, beginning with a letter")
+        raise ValueError("expected a name of letters, digits, _ and -, beginning with a letter or _")
     return value
 
 
@@ -131,6 +131,7 @@ class Sweep(_Model):
 class Document(_Model):
     """A graph as it stands on disk."""
 
+    schema_: str | None = Field(None, alias="$schema", description="Where the JSON Schema lies, for editors.")
     format: Literal["calotype/1"]
     nodes: Annotated[dict[Name, Node], _NAMED]
     expose: Annotated[dict[Name, Target], _NAMED] = {}

@@ -123,6 +123,15 @@ class Survey:
         ids = self.marks[port.step].ids
         return ids[port.output] if ids else None
 
+    def equals(self, position: int) -> list[int]:
+        """Steps that wait for this one because they are the same call."""
+        return list(self._followers.get(position, ()))
+
+    def producers(self, position: int) -> list[int]:
+        """The steps that make what a step links to; with equal nodes, not always those that it links to."""
+        known = (self.identity(port) for port in self.program.steps[position].needs())
+        return [self._producer[identity] for identity in known if identity in self._producer]
+
     def finish(self, position: int, ids: tuple[Digest, ...]) -> None:
         """A step has run and given these identities: whoever waited for it may go on."""
         mark = self.marks[position]

@@ -51,7 +51,8 @@ class Step:
     @cached_property
     def head(self) -> bytes:
         """The part of the key that does not depend on inputs and files."""
-        return encode([self.definition.type, self.definition.version, self.canonical])
+        outputs = [[port, socket.__name__] for port, socket in self.definition.outputs.items()]
+        return encode([self.definition.type, self.definition.version, outputs, self.canonical])
 
     def needs(self) -> list[Port]:
         """The outputs that the step depends on, each once."""

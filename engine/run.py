@@ -1,5 +1,6 @@
 """The loop: take a step that is ready, run it, feed what it gave back into the survey, until nothing is left."""
 
+import copy
 import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,11 @@ from engine.event import Event, NodeFinished, NodeProgress, NodeStarted, Outcome
 from engine.host import Host
 from engine.models import ModelPool
 from engine.param import Param
-from engine.plan import Survey
+from engine.plan import Mark, Survey
 from engine.program import Source, Step
 from engine.socket import Socket
 from engine.store import Store
-from engine.trace import Record, Trace, Traces
+from engine.trace import Record, Records, Trace, Traces
 
 Listener = Callable[[Event], None]
 
@@ -56,10 +57,12 @@ class Run:
     strict: bool = False
     listener: Listener = lambda _: None
     token: CancelToken = field(default_factory=CancelToken)
+    last: Records = field(default_factory=Records)
 
     def __post_init__(self) -> None:
         """Nothing has happened yet."""
         self.failures: dict[str, BaseException] = {}
+        self.reports: dict[str, NodeReport] = {}
         self.ran: dict[int, float] = {}
         self._failed: dict[int, str] = {}
         self._touched: set[Digest] = set()
@@ -91,7 +94,14 @@ class Run:
                 found[name] = value
         return found
 
-    def reports(self) -> dict[str, NodeReport]:
+    def conclude(self) -> None:
+        """Settle the reports, and announce what did not have to run."""
+        self.reports = self._reports()
+        for node, report in self.reports.items():
+            if report.outcome in (Outcome.HIT, Outcome.UNNEEDED):
+                self.listener(NodeFinished(self.id, node, report.type, report.outcome, report.reason))
+
+    def _reports(self) -> dict[str, NodeReport]:
         """What became of every node, in topological order."""
         program, found = self.survey.program, dict[int, NodeReport]()
         for position in self.survey.order:
@@ -169,7 +179,7 @@ class Run:
         return _Call(position, step, mark.reason, arguments, context, inputs)
 
     def _arguments(self, step: Step, values: Mapping[Digest, Socket], files: Mapping[str, Any]) -> dict[str, Any]:
-        arguments: dict[str, Any] = {**step.values, **files}
+        arguments: dict[str, Any] = {**copy.deepcopy(dict(step.values)), **files}
         for source in step.sources:
             linked = [values[self._identity_of(source, index)] for index in range(len(source.ports))]
             if source.param is not None:
@@ -306,7 +316,8 @@ class Run:
     def _fail(self, position: int, error: Exception, seconds: float = 0.0) -> None:
         step = self._step(position)
         self.failures[step.id] = errors.NodeFailed(step.id, step.definition.type, error)
-        self._failed[position] = f"{type(error).__name__}: {error}"
+        for equal in (position, *self.survey.equals(position)):
+            self._failed[equal] = f"{type(error).__name__}: {error}"
         self.ran[position] = seconds
         self.listener(
             NodeFinished(self.id, step.id, step.definition.type, Outcome.FAILED, self._failed[position], seconds)
@@ -318,23 +329,33 @@ class Run:
             return Outcome.FAILED, self._failed[position]
         if position in self.ran:
             return Outcome.RAN, mark.reason
-        sources = [found[port.step] for port in step.needs()]
         if mark.todo or not mark.identified:
-            failed = [
-                self.survey.program.steps[port.step].id
-                for port in step.needs()
-                if found[port.step].outcome is Outcome.FAILED
-            ]
-            return (
-                (Outcome.FAILED, f"input failed ({', '.join(failed)})") if failed else (Outcome.UNNEEDED, "cancelled")
-            )
-        changed = any(
-            source.reason == "cutoff" or (source.outcome is Outcome.RAN and source.reason != "evicted")
-            for source in sources
-        )
+            return self._not_run(position, step, found)
+        changed = self._is_cutoff(step, mark, found)
         if all(self.survey.available(identity) for identity in mark.ids if identity is not None):
             return Outcome.HIT, "cutoff" if changed else "hit"
         return Outcome.UNNEEDED, "cutoff" if changed else "evicted"
+
+    def _not_run(self, position: int, step: Step, found: Mapping[int, NodeReport]) -> tuple[Outcome, str]:
+        """Why a step that had to run did not."""
+        blocking = {*self.survey.producers(position), *(port.step for port in step.needs())}
+        failed = [
+            self._step(other).id
+            for other in sorted(blocking)
+            if other in self._failed or (other in found and found[other].outcome is Outcome.FAILED)
+        ]
+        return (Outcome.FAILED, f"input failed ({', '.join(failed)})") if failed else (Outcome.UNNEEDED, "cancelled")
+
+    def _is_cutoff(self, step: Step, mark: Mark, found: Mapping[int, NodeReport]) -> bool:
+        """Early cutoff: something that the step links to ran, and the step is what it was the last time all the same."""
+        last = self.last.get(step.id)
+        if mark.key is None or last is None or last.key != mark.key.hex():
+            return False
+        sources = [found[port.step] for port in step.needs()]
+        return any(
+            source.reason == "cutoff" or (source.outcome is Outcome.RAN and source.reason != "evicted")
+            for source in sources
+        )
 
     def _step(self, position: int) -> Step:
         return self.survey.program.steps[position]
@@ -360,6 +381,8 @@ def _stamps(value: object) -> tuple[Any, ...]:
 def _scalar(param: Param, linked: Socket) -> Any:
     """The literal that a linked value stands for, judged as if it had been written."""
     raw = getattr(linked, "value", None)
+    if param.fresh is not None and raw == param.fresh.when:
+        raise ValueError(f"parameter {param.name!r}: {raw} draws a number only where it is a literal, not where linked")
     try:
         return param.parse(raw).value
     except ValueError as error:

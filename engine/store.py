@@ -2,7 +2,7 @@
 
 A value is put on the device tier and copied to the disk. When the device is full, the cheapest unpinned value moves to
 the host; when that is full, it goes, and only the disk still has it. Pinned values (those that the running graph still
-needs) may move down, but are never let go of.
+needs) stay where they are, also over the budget, until they are unpinned.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from engine.budget import Ledger
 from engine.digest import Digest
 from engine.disk import Disk
-from engine.eviction import Gdsf
+from engine.eviction import Entry, Gdsf
 from engine.socket import Socket
 
 Down = Callable[[Digest, Socket, float, int], bool]
@@ -46,9 +46,19 @@ class Tier:
 
     def drop(self, identity: Digest) -> None:
         """Let a value go without sending it down."""
-        if self.values.pop(identity, None) is not None:
-            entry = self._policy.remove(identity)
-            self._bytes -= entry.size if entry else 0
+        self.take(identity)
+
+    def take(self, identity: Digest) -> tuple[Socket, Entry] | None:
+        """Let a value go to somebody else, with what is known of its worth."""
+        value, entry = self.values.pop(identity, None), self._policy.remove(identity)
+        if value is None or entry is None:
+            return None
+        self._bytes -= entry.size
+        return value, entry
+
+    def trim(self) -> None:
+        """Free until the budget holds."""
+        self._ledger.make_room()
 
     def held(self) -> int:
         """Bytes of all values."""
@@ -101,11 +111,10 @@ class Store:
         value = self._device.values.get(identity)
         if value is not None:
             return value
-        if self._host is not None and (value := self._host.values.get(identity)) is not None:
-            self._host.drop(identity)
-            return self._rise(identity, value, 0.0)
+        if self._host is not None and (found := self._host.take(identity)) is not None:
+            return self._rise(identity, found[0], found[1].seconds, found[1].uses)
         if self.disk is not None and (value := self.disk.get(identity)) is not None:
-            return self._rise(identity, value, self.disk.seconds(identity))
+            return self._rise(identity, value, *self.disk.worth(identity))
         return None
 
     def use(self, identity: Digest) -> None:
@@ -124,9 +133,10 @@ class Store:
         if self._pins[identity] <= 0:
             del self._pins[identity]
 
-    def unpin_all(self) -> None:
-        """A run is over."""
-        self._pins.clear()
+    def trim(self) -> None:
+        """Bring every tier back within its budget; a run is over, and what it pinned may go."""
+        for tier in self._tiers():
+            tier.trim()
 
     def discard(self, identity: Digest) -> None:
         """Forget a value on all tiers."""
@@ -165,9 +175,9 @@ class Store:
     def _is_pinned(self, identity: Digest) -> bool:
         return identity in self._pins
 
-    def _rise(self, identity: Digest, value: Socket, seconds: float) -> Socket:
+    def _rise(self, identity: Digest, value: Socket, seconds: float, uses: int) -> Socket:
         value = value.move(self._device.place)
-        self._device.put(identity, value, seconds)
+        self._device.put(identity, value, seconds, uses)
         return value
 
     def _sink(self, identity: Digest, value: Socket, seconds: float, uses: int) -> bool:

@@ -650,7 +650,7 @@ def test_one_more_value_on_an_axis_runs_only_its_cells():
 
     house.run(swept([0.25, 0.5]))
     LOG.clear()
-    assert ran(house.run(swept([0.25, 0.5, 0.75]))) == ["paint[x2]", "decoded[x2]", "grid/out"]
+    assert ran(house.run(swept([0.25, 0.5, 0.75]))) == ["paint[x2]", "decoded[x2]", "grid:out"]
 
 
 def test_fresh_seeds_are_drawn_at_each_submission_and_written_into_the_graph():
@@ -686,3 +686,90 @@ def test_a_chain_of_thousands_neither_recurses_nor_slows_down():
     began = time.perf_counter()
     house.plan(document)
     assert time.perf_counter() - began < 1
+
+
+class TestSubtleties:
+    def test_a_node_that_changes_its_own_parameters_harms_nobody(self):
+        @node("toy.greedy", version=1)
+        def greedy(blob: Blob, items: list[str] = ["x"]) -> Blob:  # noqa: B006  the point of the test
+            """Appends to what it was given."""
+            items.append("y")
+            return Blob(blob.text + "".join(items))
+
+        house = engine(greedy)
+        for text in ("a", "b"):
+            nodes = {"a": ("toy.blob", {"text": text}), "g": ("toy.greedy", {}, {"blob": "a"})}
+            assert house.run(graph({"out": "g"}, nodes))["out"] == Blob(f"{text}xy")
+
+    def test_a_node_that_gains_an_output_is_another_node(self, tmp_path):
+        @node("toy.parts", version=1)
+        def parts(text: str = "x") -> Blob:
+            """One output."""
+            return Blob(text)
+
+        one = parts
+
+        @node("toy.parts", version=1)
+        def parts(text: str = "x") -> toys.Parts:
+            """Two outputs, by oversight under the same version."""
+            return toys.Parts(Blob(text), Wave(text))
+
+        with engine(one, cache=tmp_path) as house:
+            house.run(graph({"out": "p"}, {"p": ("toy.parts",)}))
+        with engine(parts, cache=tmp_path) as house:
+            assert house.run(graph({"out": "p.tail"}, {"p": ("toy.parts",)}))["out"] == Wave("x")
+
+    def test_equal_nodes_that_fail_are_both_reported(self):
+        @node("toy.never", version=1)
+        def never(text: str = "x") -> Blob:
+            """Always fails."""
+            raise ValueError("never")
+
+        nodes = {
+            "b": ("toy.never",), "c": ("toy.never",),
+            "d": ("toy.encode", {}, {"blob": "b"}), "e": ("toy.encode", {}, {"blob": "c"}),
+        }  # fmt: skip
+        result = engine(never).run(graph({"d": "d", "e": "e"}, nodes), check=False)
+        assert {str(report.outcome) for report in result.nodes.values()} == {"failed"}
+        assert result.nodes["e"].reason == "input failed (c)"
+
+    def test_equal_nodes_of_a_first_run_are_hits_not_cutoffs(self):
+        nodes = {
+            "a": ("toy.blob",), "b": ("toy.classify", {}, {"blob": "a"}), "c": ("toy.classify", {}, {"blob": "a"}),
+            "d": ("toy.join", {}, {"blobs": ["b", "c"]}),
+        }  # fmt: skip
+        result = engine().run(graph({"out": "d"}, nodes))
+        assert sorted(result.nodes[name].reason for name in "bc") == ["first run", "hit"]
+
+    def test_a_changed_file_is_one_story_for_the_listener(self, tmp_path):
+        (tmp_path / "fox.txt").write_text("fox")
+
+        @node("toy.replace", version=1)
+        def replace(source: toys.File) -> Blob:
+            """Overwrite the file, once, before reading it."""
+            if source.path.read_text() == "fox":
+                source.path.write_text("owl")
+            return Blob(source.read().decode())
+
+        events = []
+        house = engine(replace, files=Files([tmp_path]))
+        house.run(graph({"out": "a"}, {"a": ("toy.replace", {"source": "fox.txt"})}), listener=events.append)
+        names = [type(event).__name__ for event in events]
+        assert (names.count("RunStarted"), names.count("RunFinished")) == (1, 1)
+        assert any(isinstance(event, Trouble) and "planned again" in event.message for event in events)
+        assert len({event.run for event in events}) == 1
+
+    def test_the_budget_holds_again_when_a_run_is_over(self):
+        house = engine(memory=150)
+        house.run(chain())
+        assert house.store.statement()["device"] <= 150
+
+    def test_a_linked_number_draws_no_seed(self):
+        @node("toy.draw", version=1)
+        def draw(seed: Annotated[int, Ge(-1), Fresh(-1, 1 << 32)] = -1) -> Blob:
+            """A fresh seed."""
+            return Blob(str(seed))
+
+        nodes = {"n": ("toy.number", {"value": -1}), "a": ("toy.draw", {}, {"seed": "n"})}
+        with pytest.raises(errors.RunFailed, match="-1 draws a number only where it is a literal"):
+            engine(draw).run(graph({"out": "a"}, nodes))

@@ -146,3 +146,25 @@ def test_clearing_leaves_nothing(disk):
     store.clear()
     assert store.statement() == {"device": 0, "host": 0, "disk": 0}
     assert b"a" not in store
+
+
+def test_a_value_keeps_its_worth_on_its_way_down_and_up():
+    store = tiers(device=SIZE)
+    put(store, "dear", seconds=10)
+    store.use(b"dear")
+    store._device.give_up()
+    assert b"dear" in store._host.values
+    store.get(b"dear")
+    entry = store._device.take(b"dear")[1]
+    assert (entry.seconds, entry.uses) == (10, 1)
+
+
+def test_trimming_restores_the_budget_that_pins_broke():
+    store = tiers(device=SIZE, host=0)
+    for name in "abc":
+        store.pin(name.encode())
+    put(store, "a", "b", "c")
+    for name in "abc":
+        store.unpin(name.encode())
+    store.trim()
+    assert store.statement()["device"] == SIZE
