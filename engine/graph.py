@@ -478,7 +478,7 @@ def _parts(location: Sequence[str | int], raw: Any) -> list[str]:
     for part in location:
         if isinstance(raw, Mapping) and part in raw:
             found.append(str(part))
-        elif isinstance(raw, list) and isinstance(part, int):
+        elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
             found.append(f"[{part}]")
         else:
             continue

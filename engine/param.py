@@ -159,7 +159,7 @@ class Param:
     def _explain(self, error: ValidationError, raw: object) -> str:
         first = error.errors(include_url=False, include_input=False)[0]
         where = "".join(f"[{part!r}]" for part in first["loc"])
-        return f"{where}{' ' if where else ''}{_lower(first['msg'])}, got {_short(raw)}{self._range()}"
+        return f"{where}{' ' if where else ''}{_plain(first['msg'])}, got {_short(raw)}{self._range()}"
 
     def _range(self) -> str:
         schema = self._type_schema
@@ -215,7 +215,9 @@ def _notes(annotation: Any) -> tuple[Any, ...]:
     return ()
 
 
-def _lower(message: str) -> str:
+def _plain(message: str) -> str:
+    """A message of pydantic's in our words; an input is something else here."""
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
     return message[:1].lower() + message[1:]
 
 

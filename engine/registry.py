@@ -30,7 +30,10 @@ class Registry(Mapping[str, NodeDef]):
         """Everything that installed packs offer through entry points."""
         functions: list[Callable[..., Any]] = []
         for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-            functions += entry.load()
+            try:
+                functions += entry.load()
+            except (ImportError, AttributeError, TypeError) as error:
+                raise RegistryError(f"node pack {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
         return cls(functions)
 
     def __getitem__(self, type_: str) -> NodeDef:

@@ -283,9 +283,9 @@ class Run:
         self.listener(NodeFinished(self.id, step.id, step.definition.type, Outcome.RAN, call.reason, seconds))
 
     def _keep(self, identity: Digest, value: Socket, seconds: float) -> None:
-        """Pinned until the survey has said who waits for it, so that it is not evicted in between."""
+        """On the device, and pinned until the survey has said who waits for it: it is not evicted in between."""
         self.resources.store.pin(identity)
-        self.resources.store.put(identity, value, seconds)
+        self.resources.store.put(identity, value.move(self.resources.device.name), seconds)
 
     def _check_inputs(self, call: "_Call") -> None:
         for name, stamps in call.stamps.items():
@@ -347,7 +347,7 @@ class Run:
         return (Outcome.FAILED, f"input failed ({', '.join(failed)})") if failed else (Outcome.UNNEEDED, "cancelled")
 
     def _is_cutoff(self, step: Step, mark: Mark, found: Mapping[int, NodeReport]) -> bool:
-        """Early cutoff: something that the step links to ran, and the step is what it was the last time all the same."""
+        """Early cutoff: something that the step links to ran, and the step is what it was last time all the same."""
         last = self.last.get(step.id)
         if mark.key is None or last is None or last.key != mark.key.hex():
             return False

@@ -4,6 +4,7 @@ A socket class is a frozen dataclass. Its class is its nominal type: an output f
 base class. Values are immutable: nodes share them, caches keep them, so a node must never write into one.
 """
 
+import math
 import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields
@@ -88,9 +89,15 @@ _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Float(Socket):
-    """A number on a wire."""
+    """A finite number on a wire."""
 
     value: float
+
+    def check(self) -> None:
+        """Raise ValueError for anything else."""
+        _expect(self.value, float, int)
+        if isinstance(self.value, float) and not math.isfinite(self.value):
+            raise ValueError(f"{self.value} is not a finite number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,10 @@ class Int(Float):
     """A whole number on a wire; fits wherever a Float does."""
 
     value: int
+
+    def check(self) -> None:
+        """Raise ValueError for anything else."""
+        _expect(self.value, int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +121,25 @@ class Text(Socket):
         """Bytes that this value keeps in memory."""
         return sys.getsizeof(self.value)
 
+    def check(self) -> None:
+        """Raise ValueError for anything else."""
+        _expect(self.value, str)
+
 
 @dataclass(frozen=True, slots=True)
 class Bool(Socket):
     """A truth value on a wire."""
 
     value: bool
+
+    def check(self) -> None:
+        """Raise ValueError for anything else."""
+        _expect(self.value, bool)
+
+
+def _expect(value: object, *kinds: type) -> None:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ValueError(f"expected {kinds[0].__name__}, got {value!r}")
 
 
 SCALARS: Mapping[type, type[Socket]] = {bool: Bool, int: Int, float: Float, str: Text}

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import PIL.Image
+import PIL.ImageColor
 import torch
 from annotated_types import Ge, Le
+from pydantic import AfterValidator
 
 from engine.device import TensorSocket
 from engine.file import Files
@@ -33,7 +35,14 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 """A share between 0 and 1."""
 Seed = Annotated[int, Ge(-1), Le(2**64 - 1), Fresh(when=-1, below=2**32)]
 """A seed; -1 draws a new one at each submission and writes it into the graph."""
-Colour = Annotated[str, Unit("#rrggbb or a CSS name")]
+
+
+def _colour(text: str) -> str:
+    PIL.ImageColor.getrgb(text)
+    return text
+
+
+Colour = Annotated[str, AfterValidator(_colour), Unit("#rrggbb or a CSS name")]
 """A colour, as Pillow reads it."""
 
 

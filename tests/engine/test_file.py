@@ -1,0 +1,358 @@
+"""Files as parameters: found by name within the roots, known by the digest of what they hold now."""
+
+import hashlib
+import os
+import shutil
+import time
+
+import pytest
+
+from engine import file
+from engine.errors import FileChanged, FileError
+from engine.file import RACY_NS, DigestMemory, File, Files, ModelFile
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder that files are searched in, next to one that is none of their business."""
+    made = tmp_path / "root"
+    made.mkdir()
+    (tmp_path / "secret.txt").write_text("secret")
+    (made / "fox.txt").write_text("fox")
+    (made / "owl.txt").write_text("owl")
+    return made
+
+
+@pytest.fixture
+def served(root):
+    """As a server searches: within the roots alone."""
+    return Files([root], anywhere=False)
+
+
+def digest_of(data):
+    return hashlib.sha256(data).digest()
+
+
+def age(path, seconds=10):
+    """Let a file look as if it had been left alone for a while; its clock cannot be set back any other way."""
+    past = time.time_ns() - seconds * 1_000_000_000
+    os.utime(path, ns=(past, past))
+
+
+class TestDigest:
+    def test_a_file_is_known_by_the_sha256_of_its_content(self, served):
+        assert served.resolve(File, "fox.txt").digest == digest_of(b"fox")
+
+    def test_another_name_for_the_same_content_is_the_same(self, served, root):
+        (root / "copy.txt").write_text("fox")
+        assert served.resolve(File, "copy.txt").digest == served.resolve(File, "fox.txt").digest
+
+    def test_touching_a_file_changes_nothing(self, served, root):
+        before = served.resolve(File, "fox.txt")
+        age(root / "fox.txt")
+        assert served.resolve(File, "fox.txt") == before
+
+    def test_replaced_content_under_the_same_name_is_something_else(self, served, root):
+        before = served.resolve(File, "fox.txt").digest
+        (root / "fox.txt").write_text("FOX")
+        assert served.resolve(File, "fox.txt").digest == digest_of(b"FOX") != before
+
+    def test_a_file_put_in_place_of_another_is_noticed(self, served, root):
+        before = served.resolve(File, "fox.txt").digest
+        (root / "owl.txt").replace(root / "fox.txt")
+        assert served.resolve(File, "fox.txt").digest == digest_of(b"owl") != before
+
+    def test_an_empty_file_is_a_file(self, served, root):
+        (root / "empty.txt").touch()
+        assert served.resolve(File, "empty.txt").digest == digest_of(b"")
+
+    def test_it_arrives_with_its_name_and_its_place(self, served, root):
+        found = served.resolve(File, "fox.txt")
+        assert (found.name, found.path, found.read()) == ("fox.txt", root / "fox.txt", b"fox")
+
+
+class Notebook(DigestMemory):
+    """Counts what was remembered."""
+
+    def __init__(self):
+        super().__init__()
+        self.written = 0
+
+    def put(self, stamp, value):
+        self.written += 1
+        super().put(stamp, value)
+
+
+class TestMemory:
+    @pytest.fixture
+    def notebook(self, served):
+        made = Notebook()
+        served.remember_in(made)
+        return made
+
+    def test_a_file_left_alone_is_read_once(self, served, root, notebook, monkeypatch):
+        self.later(monkeypatch)
+        served.resolve(File, "fox.txt")
+        reads = []
+        monkeypatch.setattr(file.hashlib, "file_digest", lambda *_: reads.append(1))
+        assert served.resolve(File, "fox.txt").digest == digest_of(b"fox")
+        assert (notebook.written, reads) == (1, [])
+
+    def test_a_file_touched_just_now_is_read_again_each_time(self, served, notebook):
+        for _ in range(2):
+            served.resolve(File, "fox.txt")
+        assert notebook.written == 0
+
+    def test_a_rewrite_of_the_same_size_within_one_tick_of_the_clock_is_noticed(
+        self, served, root, notebook, monkeypatch
+    ):
+        """The file system's clock stands still: path, inode, size and times stay as they were."""
+        real = file.stamp
+        frozen = real(root / "fox.txt")[3:]
+        monkeypatch.setattr(file, "stamp", lambda path: (*real(path)[:3], *frozen))
+        before = served.resolve(File, "fox.txt").digest
+        (root / "fox.txt").write_text("FOX")
+        assert file.stamp(root / "fox.txt")[3:] == frozen
+        assert served.resolve(File, "fox.txt").digest == digest_of(b"FOX") != before
+
+    def test_a_file_written_while_it_is_digested_for_long_is_not_remembered(self, served, root, notebook, monkeypatch):
+        """A large file begun right after it was written, and finished when the racy window is long over."""
+        clock = [(root / "fox.txt").stat().st_mtime_ns + 1]
+        real = file.hashlib.file_digest
+
+        def slow(stream, kind):
+            clock[0] += 10 * RACY_NS
+            return real(stream, kind)
+
+        monkeypatch.setattr(file.time, "time_ns", lambda: clock[0])
+        monkeypatch.setattr(file.hashlib, "file_digest", slow)
+        served.resolve(File, "fox.txt")
+        assert notebook.written == 0
+
+    def test_a_file_that_changes_under_the_reader_is_not_remembered(self, served, root, notebook, monkeypatch):
+        self.later(monkeypatch)
+        real = file.hashlib.file_digest
+
+        def slow(stream, kind):
+            found = real(stream, kind)
+            (root / "fox.txt").write_text("longer than before")
+            return found
+
+        monkeypatch.setattr(file.hashlib, "file_digest", slow)
+        served.resolve(File, "fox.txt")
+        assert notebook.written == 0
+
+    def test_a_change_of_time_alone_is_looked_into(self, served, root, notebook, monkeypatch):
+        self.later(monkeypatch)
+        served.resolve(File, "fox.txt")
+        age(root / "fox.txt")
+        served.resolve(File, "fox.txt")
+        assert notebook.written == 2
+
+    def test_a_clock_in_the_future_is_never_trusted(self, served, root, notebook):
+        age(root / "fox.txt", seconds=-1000)
+        served.resolve(File, "fox.txt")
+        assert notebook.written == 0
+
+    def later(self, monkeypatch):
+        """Everything that is on disk was written a while ago."""
+        now = time.time_ns()
+        monkeypatch.setattr(file.time, "time_ns", lambda: now + 10 * RACY_NS)
+
+
+class TestFolders:
+    @pytest.fixture
+    def model(self, root):
+        made = root / "model"
+        (made / "unet").mkdir(parents=True)
+        (made / "model_index.json").write_text("{}")
+        (made / "unet" / "weights.safetensors").write_bytes(b"weights")
+        return made
+
+    def digest(self, root):
+        return Files([root]).resolve(ModelFile, "model").digest
+
+    def test_a_model_may_be_a_folder_or_a_file(self, root, model):
+        files = Files([root])
+        assert files.resolve(ModelFile, "model").path == model
+        assert files.resolve(ModelFile, "model/unet/weights.safetensors").digest == digest_of(b"weights")
+
+    def test_a_folder_is_no_plain_file(self, root, model):
+        with pytest.raises(FileError, match="no file 'model'"):
+            Files([root]).resolve(File, "model")
+
+    def test_a_folder_is_known_by_what_it_holds(self, root, model):
+        before = self.digest(root)
+        shutil.copytree(model, root / "copy")
+        shutil.rmtree(model)
+        (root / "copy").rename(model)
+        assert self.digest(root) == before
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda model: (model / "unet" / "weights.safetensors").write_bytes(b"WEIGHTS"),
+            lambda model: (model / "unet" / "weights.safetensors").rename(model / "unet" / "other.safetensors"),
+            lambda model: (model / "unet").rename(model / "vae"),
+            lambda model: (model / "vocab.txt").write_text("a"),
+            lambda model: (model / "model_index.json").unlink(),
+        ],
+        ids=["content", "name", "folder", "more", "less"],
+    )
+    def test_any_change_within_makes_it_another(self, root, model, change):
+        before = self.digest(root)
+        change(model)
+        assert self.digest(root) != before
+
+    def test_what_is_no_part_of_a_model_is_left_out(self, root, model):
+        before = self.digest(root)
+        (model / "README.md").write_text("read me")
+        (model / ".cache").write_text("anything")
+        assert self.digest(root) == before
+
+    def test_content_cannot_move_between_files_unnoticed(self, root, model):
+        (model / "a.txt").write_text("ab")
+        (model / "b.txt").write_text("c")
+        before = self.digest(root)
+        (model / "a.txt").write_text("a")
+        (model / "b.txt").write_text("bc")
+        assert self.digest(root) != before
+
+
+class TestSearch:
+    def test_roots_are_searched_in_order(self, tmp_path, root):
+        (tmp_path / "second").mkdir()
+        for name in ("fox.txt", "elk.txt"):
+            (tmp_path / "second" / name).write_text("second")
+        files = Files([root, tmp_path / "second"])
+        assert files.resolve(File, "fox.txt").read() == b"fox"
+        assert files.resolve(File, "elk.txt").read() == b"second"
+
+    def test_a_folder_within_a_root_is_searched_by_path(self, served, root):
+        (root / "animals").mkdir()
+        (root / "animals" / "elk.txt").write_text("elk")
+        assert served.resolve(File, "animals/elk.txt").read() == b"elk"
+
+    def test_a_person_at_the_command_line_may_name_any_file(self, root, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        files = Files([root])
+        for name in ("secret.txt", "./secret.txt", str(tmp_path / "secret.txt"), "~/secret.txt", "root/../secret.txt"):
+            assert files.resolve(File, name).read() == b"secret"
+
+    def test_models_may_have_names_of_their_own(self, root, tmp_path):
+        files = Files([root], named={"pocket": tmp_path / "secret.txt"}, anywhere=False)
+        assert files.resolve(ModelFile, "pocket").read() == b"secret"
+        with pytest.raises(FileError):
+            files.resolve(File, "pocket")
+
+    @pytest.mark.parametrize(
+        "name",
+        ["", "fox", "a\0b", "fox.txt/x", "x" * 300, "x/" * 3000, "\ud800", "~nobody-here/fox.txt", "loop"],
+    )
+    @pytest.mark.parametrize("anywhere", [True, False])
+    def test_whatever_the_name_only_a_file_error_comes_out(self, root, name, anywhere):
+        (root / "loop").symlink_to("loop")
+        for kind in (File, ModelFile):
+            with pytest.raises(FileError):
+                Files([root], anywhere=anywhere).resolve(kind, name)
+
+    def test_a_near_miss_gets_a_guess(self, served):
+        with pytest.raises(FileError, match=r"^no file 'fix\.txt', did you mean 'fox\.txt'\?$"):
+            served.resolve(File, "fix.txt")
+
+    def test_a_named_model_is_guessed_too(self, root):
+        with pytest.raises(FileError, match=r"^no model 'poket', did you mean 'pocket'\?$"):
+            Files([root], named={"pocket": root}).resolve(ModelFile, "poket")
+
+    def test_a_far_miss_is_told_where_it_was_looked_for(self, served, root):
+        with pytest.raises(FileError, match=rf"^no file 'zzzzzzzz' \(searched {root}\)$"):
+            served.resolve(File, "zzzzzzzz")
+
+    def test_a_root_that_is_not_there_holds_nothing(self, root):
+        assert Files([root / "nowhere", root]).resolve(File, "fox.txt").read() == b"fox"
+
+
+class TestEscape:
+    """With `anywhere=False` nothing outside the roots can be named."""
+
+    @pytest.mark.parametrize("name", ["../secret.txt", "a/../../secret.txt", "./../secret.txt", "~/secret.txt", ".."])
+    def test_a_path_that_leads_out_is_not_followed(self, served, root, name, monkeypatch):
+        (root / "a").mkdir()
+        monkeypatch.chdir(root)
+        monkeypatch.setenv("HOME", str(root.parent))
+        for kind in (File, ModelFile):
+            with pytest.raises(FileError):
+                served.resolve(kind, name)
+
+    def test_an_absolute_path_is_not_followed(self, served, tmp_path):
+        with pytest.raises(FileError):
+            served.resolve(File, str(tmp_path / "secret.txt"))
+
+    def test_the_current_folder_is_not_searched(self, served, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileError):
+            served.resolve(File, "secret.txt")
+
+    def test_a_link_to_a_file_outside_is_not_followed(self, served, root, tmp_path):
+        (root / "door.txt").symlink_to(tmp_path / "secret.txt")
+        with pytest.raises(FileError):
+            served.resolve(File, "door.txt")
+
+    def test_a_link_to_a_folder_outside_is_not_followed(self, served, root, tmp_path):
+        (root / "door").symlink_to(tmp_path)
+        for kind, name in ((File, "door/secret.txt"), (ModelFile, "door")):
+            with pytest.raises(FileError):
+                served.resolve(kind, name)
+
+    def test_a_link_within_the_roots_is_followed(self, served, root):
+        (root / "alias.txt").symlink_to(root / "fox.txt")
+        assert served.resolve(File, "alias.txt").read() == b"fox"
+
+    def test_a_root_may_itself_be_a_link(self, root, tmp_path):
+        (tmp_path / "alias").symlink_to(root)
+        assert Files([tmp_path / "alias"], anywhere=False).resolve(File, "fox.txt").read() == b"fox"
+
+    def test_an_absolute_path_into_a_root_is_within_it(self, served, root):
+        assert served.resolve(File, str(root / "fox.txt")).read() == b"fox"
+
+
+class TestChanged:
+    """What a loader reads is what the plan digested, or nothing."""
+
+    def test_a_file_that_was_rewritten_is_not_read(self, served, root):
+        found = served.resolve(File, "fox.txt")
+        (root / "fox.txt").write_text("FOX")
+        with pytest.raises(FileChanged, match=r"fox\.txt changed while the graph ran"):
+            found.read()
+
+    def test_a_file_that_is_gone_is_not_read(self, served, root):
+        found = served.resolve(File, "fox.txt")
+        (root / "fox.txt").unlink()
+        with pytest.raises(FileChanged, match=r"fox\.txt"):
+            found.read()
+
+    def test_a_digest_leads_to_where_it_was_seen(self, served, root):
+        found = served.resolve(File, "fox.txt")
+        assert served.locate(found.digest) == root / "fox.txt"
+
+    def test_a_digest_that_nobody_resolved_leads_nowhere(self, served):
+        with pytest.raises(FileChanged, match="no file with digest 00000000"):
+            served.locate(bytes(32))
+
+    @pytest.mark.parametrize("change", [lambda path: path.write_text("FOX"), lambda path: path.unlink()])
+    def test_a_digest_does_not_lead_to_something_else(self, served, root, change):
+        found = served.resolve(File, "fox.txt")
+        change(root / "fox.txt")
+        with pytest.raises(FileChanged):
+            served.locate(found.digest)
+
+    def test_a_change_within_a_model_folder_is_noticed(self, root):
+        (root / "model").mkdir()
+        (root / "model" / "config.json").write_text("{}")
+        files = Files([root])
+        found = files.resolve(ModelFile, "model")
+        files.verify(found.path, found.digest)
+        (root / "model" / "config.json").write_text("[]")
+        with pytest.raises(FileChanged):
+            files.verify(found.path, found.digest)

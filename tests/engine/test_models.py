@@ -1,0 +1,204 @@
+"""The pool: a module is loaded once, stays while it is held, and goes when its bytes are wanted."""
+
+import gc
+import weakref
+from dataclasses import dataclass
+
+import pytest
+
+from engine.budget import Ledger
+from engine.context import Context
+from engine.errors import FileChanged
+from engine.file import Files
+from engine.models import ModelPool, ModelRef
+
+LOADED = []
+"""(name, place) of every module that was loaded."""
+
+
+class Module:
+    """Weights."""
+
+    def __init__(self, name):
+        self.name = name
+
+
+@dataclass(frozen=True)
+class Ref(ModelRef[Module]):
+    """Describes one."""
+
+    name: str
+    size: int = 10
+    broken: bool = False
+
+    def load(self, files, place):
+        LOADED.append((self.name, place))
+        if self.broken:
+            raise FileChanged(f"{self.name} changed")
+        return Module(self.name)
+
+    def module_bytes(self, module):
+        return self.size
+
+
+@pytest.fixture(autouse=True)
+def _nothing_loaded():
+    LOADED.clear()
+
+
+@pytest.fixture
+def pool():
+    return ModelPool(Files(), Ledger("gpu", 25))
+
+
+def use(pool, *names, **more):
+    """Ask for models and give them back, as a node does."""
+    for name in names:
+        pool.acquire(Ref(name, **more), "gpu")
+        pool.release(Ref(name, **more))
+
+
+def loaded():
+    found = [name for name, _ in LOADED]
+    LOADED.clear()
+    return found
+
+
+def test_a_model_is_loaded_once_and_shared(pool):
+    one, other = pool.acquire(Ref("unet"), "gpu"), pool.acquire(Ref("unet"), "gpu")
+    assert one is other
+    assert LOADED == [("unet", "gpu")]
+
+
+def test_a_model_that_was_given_back_stays_while_there_is_room(pool):
+    use(pool, "unet", "vae", "unet", "vae")
+    assert loaded() == ["unet", "vae"]
+
+
+def test_whatever_changes_the_module_makes_it_another(pool):
+    one, other = pool.acquire(Ref("unet", size=5), "gpu"), pool.acquire(Ref("unet", size=6), "gpu")
+    assert one is not other
+
+
+def test_its_bytes_are_under_the_ledger(pool):
+    use(pool, "unet", "vae")
+    assert pool.held() == 20
+    assert pool._ledger.statement() == {"models": 20, "capacity": 25}
+
+
+def test_when_the_budget_is_full_a_model_that_nobody_holds_goes(pool):
+    use(pool, "unet", "vae", "clip")
+    assert pool.held() == 20
+    use(pool, "clip")
+    assert loaded() == ["unet", "vae", "clip"]
+
+
+def test_a_model_that_was_given_up_is_loaded_again_when_it_is_asked_for(pool):
+    use(pool, "unet")
+    pool._ledger.free_everything()
+    assert pool.held() == 0
+    use(pool, "unet")
+    assert loaded() == ["unet", "unet"]
+
+
+def test_a_model_that_was_given_up_is_really_gone(pool):
+    seen = weakref.ref(pool.acquire(Ref("unet"), "gpu"))
+    pool.release(Ref("unet"))
+    assert seen() is not None
+    pool.give_up()
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_model_that_is_held_never_goes(pool):
+    held = [pool.acquire(Ref(name), "gpu") for name in ("unet", "vae", "clip")]
+    assert pool.held() == 30 > pool._ledger.capacity
+    assert pool.cheapest() is None
+    assert (pool.give_up(), pool._ledger.free_everything()) == (0, 0)
+    assert [module.name for module in held] == ["unet", "vae", "clip"]
+
+
+def test_a_model_held_twice_stays_until_both_gave_it_back(pool):
+    for _ in range(2):
+        pool.acquire(Ref("unet"), "gpu")
+    pool.release(Ref("unet"))
+    assert pool.cheapest() is None
+    pool.release(Ref("unet"))
+    assert pool.cheapest() is not None
+
+
+def test_the_model_that_was_just_loaded_is_not_the_one_that_goes(pool):
+    pool.acquire(Ref("unet"), "gpu")
+    pool.acquire(Ref("vae"), "gpu")
+    pool.release(Ref("unet"))
+    fresh = pool.acquire(Ref("clip"), "gpu")
+    assert fresh.name == "clip"
+    assert pool.held() == 20
+    use(pool, "clip", "vae")
+    assert loaded() == ["unet", "vae", "clip"]
+
+
+def test_a_model_larger_than_the_budget_is_still_loaded(pool):
+    assert pool.acquire(Ref("unet", size=1000), "gpu").name == "unet"
+    pool.release(Ref("unet", size=1000))
+    assert pool._ledger.make_room()
+    assert pool.held() == 0
+
+
+def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(pool):
+    for _ in range(2):
+        with pytest.raises(FileChanged, match="unet changed"):
+            pool.acquire(Ref("unet", broken=True), "gpu")
+    assert (loaded(), pool.held(), pool.cheapest()) == (["unet", "unet"], 0, None)
+
+
+def test_models_and_values_compete_for_one_budget(pool):
+    class Values:
+        name = "values"
+        size = 20
+
+        def held(self):
+            return self.size
+
+        def cheapest(self):
+            return 0.0 if self.size else None
+
+        def give_up(self):
+            freed, self.size = self.size, 0
+            return freed
+
+    values = Values()
+    pool._ledger.join(values)
+    pool.acquire(Ref("unet"), "gpu")
+    assert values.size == 0
+
+
+class TestContext:
+    def test_a_node_holds_its_models_until_it_returns(self, pool):
+        context = Context(device="gpu", models=pool)
+        assert context.model(Ref("unet")).name == "unet"
+        assert context.model(Ref("vae")).name == "vae"
+        assert pool.cheapest() is None
+        context.release()
+        assert pool._ledger.free_everything() == 20
+
+    def test_giving_back_twice_gives_back_once(self, pool):
+        pool.acquire(Ref("unet"), "gpu")
+        context = Context(device="gpu", models=pool)
+        context.model(Ref("unet"))
+        context.release()
+        context.release()
+        assert pool.cheapest() is None
+
+    def test_a_model_that_cannot_be_loaded_is_not_given_back(self, pool):
+        context = Context(device="gpu", models=pool)
+        with pytest.raises(FileChanged):
+            context.model(Ref("unet", broken=True))
+        context.release()
+        pool.acquire(Ref("unet"), "gpu")
+        assert pool.cheapest() is None
+
+    def test_a_notebook_needs_no_pool(self):
+        context = Context()
+        assert context.model(Ref("unet")) is context.model(Ref("unet"))
+        assert LOADED == [("unet", "cpu")]
