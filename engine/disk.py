@@ -4,6 +4,7 @@ A file that is damaged, truncated, of another type or simply gone is a miss, nev
 catalogue, so that several processes share one budget; values are chosen for eviction as in memory.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import queue
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from engine.socket import Array, Packed, Socket
 
 _GARBLED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error)
 """What reading a damaged or foreign file may raise."""
+PART = ".part"
+ABANDONED = 3600
+"""Seconds after which a half-written file has no writer any more."""
 _INFLATION = "COALESCE((SELECT value FROM facts WHERE name='inflation'), 0)"
 _USE = f"UPDATE stored SET uses = uses + 1, priority = {_INFLATION} + (uses + 2) * seconds / bytes WHERE identity = ?"  # noqa: S608
 _ADMIT = f"INSERT OR REPLACE INTO stored SELECT ?1, ?2, ?3, 0, {_INFLATION} + ?3 / ?2"
@@ -38,6 +43,7 @@ class Disk:
         self._queue: queue.SimpleQueue[Digest | None] = queue.SimpleQueue()
         self._idle = threading.Condition()
         self._writer: threading.Thread | None = None
+        self._sweep()
 
     @property
     def trouble(self) -> str | None:
@@ -113,6 +119,13 @@ class Disk:
         row = self._catalogue.one("SELECT COALESCE(SUM(bytes), 0) FROM stored")
         return int(row[0]) if row else 0
 
+    def _sweep(self) -> None:
+        """Remove what killed processes left half-written; nobody takes an hour to write one value."""
+        for path in self.folder.glob(f"??/*{PART}"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > ABANDONED:
+                    path.unlink()
+
     def _path(self, identity: Digest) -> Path:
         name = identity.hex()
         return self.folder / name[:2] / f"{name}.safetensors"
@@ -161,7 +174,7 @@ class Disk:
 
 def _place(data: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=PART)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)

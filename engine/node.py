@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 from engine import errors
 from engine.context import Context
@@ -71,7 +71,8 @@ class NodeDef:
 
     def unpack(self, returned: object) -> tuple[Socket, ...]:
         """The outputs in the order of `outputs`. Raises OutputRefused where they are not what the signature says."""
-        values = tuple(returned) if self.named and isinstance(returned, tuple) else (returned,)
+        named = self.named and getattr(returned, "_fields", None) == tuple(self.outputs)
+        values = tuple(cast("tuple[Any, ...]", returned)) if named else (returned,)
         if len(values) != len(self.outputs):
             raise errors.OutputRefused(f"{self.type} returned {type(returned).__name__}, expected {self._promise()}")
         for (port, expected), value in zip(self.outputs.items(), values, strict=True):
@@ -182,6 +183,8 @@ def _is_socket(hint: object) -> typing.TypeGuard[type[Socket]]:
 def _input(parameter: inspect.Parameter, hint: Any, where: str) -> Input | None:
     origin, args = get_origin(hint), get_args(hint)
     required = parameter.default is parameter.empty
+    if hint is Socket:
+        raise errors.UnsupportedAnnotation(f"{where}: Socket itself says nothing; name a class of sockets")
     if _is_socket(hint):
         if not required:
             raise errors.OptionalInputDefault(f"{where}: an optional input is `{hint.__name__} | None = None`")

@@ -363,3 +363,23 @@ class TestMisuse:
     def test_a_float_on_a_wire_is_an_input_and_a_float_is_a_parameter(self):
         made = read(annotated(by=Float, times=float), "clay.scale", version=1)
         assert (list(made.inputs), list(made.params)) == (["by"], ["times"])
+
+
+def test_an_input_of_the_root_class_is_refused():
+    with pytest.raises(errors.UnsupportedAnnotation, match=r"clay\.any: parameter 'thing': Socket itself says nothing"):
+        read(annotated(thing=Socket), "clay.any", version=1)
+
+
+def test_a_plain_tuple_in_place_of_the_named_one_is_refused():
+    class Pair(NamedTuple):
+        left: Clay
+        right: Clay
+
+    def pair() -> Pair:
+        """Two."""
+        return Pair(Clay(), Clay())
+
+    made = read(pair, "clay.pair", version=1)
+    assert len(made.unpack(pair())) == 2
+    with pytest.raises(errors.OutputRefused, match="returned tuple, expected left: Clay, right: Clay"):
+        made.unpack((Clay(), Clay()))

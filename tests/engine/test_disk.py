@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import random
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -535,3 +537,13 @@ def test_nothing_but_the_folder_is_touched(opened, tmp_path):
     shelf = opened()
     shelf.put(KEY, grid(1))
     assert {place.stem for place in tmp_path.iterdir()} == {"calotype", "values"}
+
+
+def test_what_killed_processes_left_half_written_is_removed_after_an_hour(tmp_path):
+    folder = tmp_path / "values" / "ab"
+    folder.mkdir(parents=True)
+    for name, age in (("old", 7200), ("new", 10)):
+        (folder / f"{name}.part").write_bytes(b"half")
+        os.utime(folder / f"{name}.part", (time.time() - age,) * 2)
+    Disk(Catalogue(tmp_path), {}, 1000).close()
+    assert [path.name for path in folder.iterdir()] == ["new.part"]
