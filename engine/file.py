@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -49,10 +49,10 @@ Stamp = tuple[str, int, int, int, int]
 """(path, inode, size, mtime in ns, ctime in ns): what a remembered digest is valid for."""
 
 
-def stamp(path: Path) -> Stamp:
+def stamp(path: str) -> Stamp:
     """What the file system says about `path` now."""
-    stat = path.stat()
-    return (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    stat = os.stat(path)  # noqa: PTH116  paths are text here, for speed
+    return (path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 class DigestMemory:
@@ -98,7 +98,7 @@ class Files:
         """The file that `name` stands for, with the digest of what it holds now. Raises FileError."""
         path = self._find(kind, name)
         try:
-            value = self._digest_folder(path) if path.is_dir() else self._digest(path)
+            value = self._digest_any(path)
         except OSError as error:
             raise FileError(f"{name!r} cannot be read: {error.strerror} ({path})") from error
         self._places[value] = path
@@ -115,7 +115,7 @@ class Files:
     def verify(self, path: Path, value: Digest) -> None:
         """Raise FileChanged unless `path` still holds what `value` says."""
         try:
-            now = self._digest_folder(path) if path.is_dir() else self._digest(path)
+            now = self._digest_any(path)
         except OSError as error:
             raise FileChanged(f"{path}: {error.strerror}") from error
         if now != value:
@@ -151,27 +151,31 @@ class Files:
         hint = f", did you mean {near[0]!r}?" if near else f" (searched {searched})"
         return f"no {kind.kind} {name!r}{hint}"
 
-    def _digest(self, path: Path) -> Digest:
+    def _digest_any(self, path: Path) -> Digest:
+        return self._digest_folder(str(path)) if path.is_dir() else self._digest(str(path))
+
+    def _digest(self, path: str) -> Digest:
         before, began = stamp(path), time.time_ns()
         known = self._memory.get(before)
         if known is not None:
             return known
-        with path.open("rb") as stream:
+        with open(path, "rb") as stream:  # noqa: PTH123  paths are text here, for speed
             value = hashlib.file_digest(stream, "sha256").digest()
         quiet = began - max(before[3], before[4]) > RACY_NS
         if quiet and stamp(path) == before:
             self._memory.put(before, value)
         return value
 
-    def _digest_folder(self, path: Path) -> Digest:
-        members = sorted(_model_members(path))
-        return digest("folder", [[str(member.relative_to(path)), self._digest(member)] for member in members])
+    def _digest_folder(self, path: str) -> Digest:
+        return digest("folder", [[member, self._digest(os.path.join(path, member))] for member in _members(path)])  # noqa: PTH118
 
 
-def _model_members(folder: Path) -> Sequence[Path]:
-    return [
-        Path(parent) / name
+def _members(folder: str) -> list[str]:
+    """Relative names of the files that make a model, in order."""
+    found = [
+        os.path.join(parent, name)  # noqa: PTH118
         for parent, _, names in os.walk(folder)
         for name in names
-        if Path(name).suffix in MODEL_SUFFIXES
+        if os.path.splitext(name)[1] in MODEL_SUFFIXES  # noqa: PTH122
     ]
+    return sorted(path[len(folder) + 1 :] for path in found)

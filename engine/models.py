@@ -4,7 +4,7 @@ import time
 from abc import abstractmethod
 from collections import Counter
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from engine.budget import Ledger
 from engine.digest import Digest
@@ -19,7 +19,7 @@ M_co = TypeVar("M_co", covariant=True)
 class ModelRef(Socket, Generic[M_co]):
     """A frozen description of a module: digests of the files it comes from, precision, patches. A value by content.
 
-    Subclasses are frozen dataclasses; whatever changes the module must be one of their fields.
+    Subclasses are frozen, hashable dataclasses; whatever changes the module must be one of their fields.
     """
 
     @abstractmethod
@@ -48,12 +48,13 @@ class ModelPool:
         self._policy: Gdsf[Digest] = Gdsf(lambda: self._ledger.capacity, self._ledger.ageing)
         self._resident: dict[Digest, _Resident] = {}
         self._holds: Counter[Digest] = Counter()
+        self._keys: dict[ModelRef[Any], Digest] = {}
         self._bytes = 0
         self._ledger.join(self)
 
     def acquire(self, ref: ModelRef[M], place: str) -> M:
         """The module behind `ref`, loaded if need be; `release` it when done."""
-        key = ref.identity()
+        key = self._keys[ref] = self._keys.get(ref) or ref.identity()
         if key in self._resident:
             self._policy.use(key)
         else:
@@ -63,7 +64,7 @@ class ModelPool:
 
     def release(self, ref: ModelRef[object]) -> None:
         """Nobody needs the module for this call any more; it stays until its bytes are wanted."""
-        self._holds[ref.identity()] -= 1
+        self._holds[self._keys[ref]] -= 1
 
     def held(self) -> int:
         """Bytes of all modules."""
