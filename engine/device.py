@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Hashable, Mapping
-from typing import Any, Self, cast
+from functools import cache
+from typing import Any, Self, cast, get_type_hints
 
 import torch
+from pydantic import TypeAdapter
 
 from engine.host import Host
 from engine.socket import Array, Packed, Socket
@@ -61,12 +63,17 @@ class TensorSocket(Socket):
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """Put a value together again, on the CPU."""
-        return cls(**cls._thaw(packed.meta), **{name: _tensor(array) for name, array in packed.arrays.items()})
+        arrays = {name: _tensor(array) for name, array in packed.arrays.items()}
+        return cls(
+            **{name: _adapter(cast("Any", cls), name).validate_python(raw) for name, raw in packed.meta.items()},
+            **arrays,
+        )
 
-    @classmethod
-    def _thaw(cls, meta: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields from JSON; classes with structured fields override it."""
-        return dict(meta)
+
+@cache
+def _adapter(cls: Any, name: str) -> TypeAdapter[Any]:
+    """Reads one field of a class from JSON, so that a tuple comes back as a tuple."""
+    return TypeAdapter(get_type_hints(cls, include_extras=True)[name])
 
 
 class Device(Host):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import queue
+import sqlite3
 import struct
 import tempfile
 import threading
@@ -43,6 +44,8 @@ class Disk:
         self._queue: queue.SimpleQueue[Digest | None] = queue.SimpleQueue()
         self._idle = threading.Condition()
         self._writer: threading.Thread | None = None
+        self.unwritten: dict[str, str] = {}
+        """Types whose values cannot be packed, and why; they are kept in memory alone."""
         self._sweep()
 
     @property
@@ -69,7 +72,7 @@ class Disk:
         if (pending := self._pending.get(identity)) is not None:
             return pending[0]
         try:
-            packed, name = decode(self._path(identity).read_bytes())
+            packed, name = decode(self._path(identity).read_bytes(), identity)
             value = self._sockets[name].unpack(packed)
             value.check()
         except FileNotFoundError:
@@ -138,8 +141,10 @@ class Disk:
             value, seconds = self._pending[identity]
             try:
                 self._write(identity, value, seconds)
+            except (OSError, sqlite3.Error) as error:
+                self._catalogue.trouble = f"{self.folder}: {error}"
             except Exception as error:  # noqa: BLE001  whatever a value does, the thread lives on
-                self._catalogue.trouble = f"{self.folder}: {type(value).__name__} not written: {error}"
+                self.unwritten[type(value).__name__] = str(error)
             finally:
                 with self._idle:
                     del self._pending[identity]
@@ -147,7 +152,7 @@ class Disk:
 
     def _write(self, identity: Digest, value: Socket, seconds: float) -> None:
         """The index first: what dies in between is counted and evicted, not forgotten in the folder."""
-        data = encode_value(value)
+        data = encode_value(value, identity)
         if len(data) > self.budget:
             return
         self._make_room(len(data))
@@ -184,8 +189,8 @@ def _place(data: bytes, path: Path) -> None:
         raise
 
 
-def encode_value(value: Socket) -> bytes:
-    """A safetensors file: header with offsets, the fields and a checksum in `__metadata__`, then the raw arrays."""
+def encode_value(value: Socket, identity: Digest = b"") -> bytes:
+    """A safetensors file: header with offsets, identity, fields and checksum in `__metadata__`, then the raw arrays."""
     packed = value.pack()
     offset, entries = 0, {}
     for name, array in packed.arrays.items():
@@ -194,14 +199,18 @@ def encode_value(value: Socket) -> bytes:
     body = b"".join(array.data for array in packed.arrays.values())
     meta = json.dumps(packed.meta)
     kind = type(value).__name__
-    metadata = {"calotype": "1", "type": kind, "fields": meta, "sha256": _checksum(kind, packed.meta, entries, body)}
+    checksum = _checksum(identity.hex(), kind, packed.meta, entries, body)
+    metadata = {"calotype": "1", "identity": identity.hex(), "type": kind, "fields": meta, "sha256": checksum}
     header = json.dumps({"__metadata__": metadata, **entries}).encode()
     header += b" " * (-len(header) % 8)
     return struct.pack("<Q", len(header)) + header + body
 
 
-def decode(data: bytes) -> tuple[Packed, str]:
-    """The value's parts and the name of its type. Raises ValueError when the file is not what was written."""
+def decode(data: bytes, identity: Digest | None = None) -> tuple[Packed, str]:
+    """The value's parts and the name of its type. Raises ValueError when the file is not what was written.
+
+    With an `identity`, a whole file of another value is refused too.
+    """
     (length,) = struct.unpack_from("<Q", data)
     if length > len(data) - 8:
         raise ValueError("header too long")
@@ -209,8 +218,10 @@ def decode(data: bytes) -> tuple[Packed, str]:
     body = data[8 + length :]
     metadata = header.pop("__metadata__")
     fields = json.loads(metadata["fields"])
-    if _checksum(metadata["type"], fields, header, body) != metadata["sha256"]:
+    if _checksum(metadata["identity"], metadata["type"], fields, header, body) != metadata["sha256"]:
         raise ValueError("checksum differs")
+    if identity is not None and metadata["identity"] != identity.hex():
+        raise ValueError("another value's file")
     arrays = {
         name: Array(entry["dtype"], tuple(entry["shape"]), body[slice(*entry["data_offsets"])])
         for name, entry in header.items()
@@ -222,7 +233,7 @@ def _entry(array: Array, offset: int) -> dict[str, Any]:
     return {"dtype": array.dtype, "shape": list(array.shape), "data_offsets": [offset, offset + len(array.data)]}
 
 
-def _checksum(kind: str, fields: Any, entries: Mapping[str, Any], body: bytes) -> str:
-    state = hashlib.sha256(encode([kind, fields, entries]))
+def _checksum(identity: str, kind: str, fields: Any, entries: Mapping[str, Any], body: bytes) -> str:
+    state = hashlib.sha256(encode([identity, kind, fields, entries]))
     state.update(body)
     return state.hexdigest()

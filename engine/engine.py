@@ -3,18 +3,18 @@
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
-from weakref import WeakKeyDictionary
 
 from engine.budget import Ledger
 from engine.catalogue import Catalogue
 from engine.context import CancelToken
 from engine.digest import digest
 from engine.disk import Disk
-from engine.errors import Cancelled, FileChanged, RunFailed
+from engine.errors import Cancelled, FileChanged, GraphError, RunFailed
 from engine.event import Outcome, RunFinished, RunStarted, Trouble
 from engine.file import Files
 from engine.graph import Graph
@@ -111,8 +111,9 @@ class Engine:
         self._resources = Resources(self.device, self.store, self.traces, ModelPool(self.files, ledger), ledger)
         settings = {"device": self.device.kind, "mode": "exact" if exact else "fast", **(numerics or {})}
         self._numerics = digest("numerics", settings)
-        self._programs: WeakKeyDictionary[Graph, Program] = WeakKeyDictionary()
+        self._programs: weakref.WeakKeyDictionary[Graph, Program] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
+        self._shut = weakref.finalize(self, _shut, self._disk, self._catalogue)
 
     def run(
         self,
@@ -171,11 +172,8 @@ class Engine:
             self.traces.clear()
 
     def close(self) -> None:
-        """Write what is pending and release the cache folder."""
-        if self._disk:
-            self._disk.close()
-        if self._catalogue:
-            self._catalogue.close()
+        """Write what is pending and release the cache folder. An engine that is never closed does so at exit."""
+        self._shut()
 
     def __enter__(self) -> Self:
         """Use as a context manager."""
@@ -222,7 +220,10 @@ class Engine:
         return graph.replace(sweep=sweep) if drawn else graph
 
     def _fresh(self, graph: Graph, name: str) -> Any:
-        node, param = graph.locate(name)
+        try:
+            node, param = graph.locate(name)
+        except GraphError:
+            return None  # compiling names it, with everything else
         definition = self.registry.get(graph.node_type(node))
         return definition.params[param].fresh if definition and param in definition.params else None
 
@@ -259,6 +260,8 @@ class Engine:
             state = "cancelled"
             raise
         finally:
+            for kind, why in (self._disk.unwritten if self._disk else {}).items():
+                listener(Trouble(run_id, "", f"{kind} is not kept on disk: {why}"))
             if self._catalogue and self._catalogue.trouble:
                 listener(Trouble(run_id, "", f"the cache folder is not written to: {self._catalogue.trouble}"))
             seconds = time.perf_counter() - began
@@ -277,6 +280,13 @@ class Engine:
             self.records.put(_changed(run, self.records))
             survey.close()
             self.store.trim()
+
+
+def _shut(disk: Disk | None, catalogue: Catalogue | None) -> None:
+    if disk:
+        disk.close()
+    if catalogue:
+        catalogue.close()
 
 
 def _wanted(program: Program, outputs: Sequence[str] | None) -> dict[str, Port]:

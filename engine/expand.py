@@ -169,11 +169,16 @@ class _Scope:
             target = self._exposed(param, path, "parameter")
             if param in links:
                 self._complain(path, "stands under params and under inputs; keep one", "twice")
+            elif target and target[1] in self.literals.get(target[0], {}):
+                self._complain(path, f"another exposed name sets {'.'.join(target)} too; keep one", "twice")
             elif target:
                 self.literals.setdefault(target[0], {})[target[1]] = value
         for param, given in links.items():
             target = self._exposed(param, f"{where}.inputs.{param}", "argument or parameter")
-            if target:
+            known = {**self.literals.get(target[0], {}), **self.linked.get(target[0], {})} if target else {}
+            if target and target[1] in known:
+                self._complain(f"{where}.inputs.{param}", f"another exposed name sets {'.'.join(target)} too", "twice")
+            elif target:
                 self.linked.setdefault(target[0], {})[target[1]] = given
 
     def _exposed(self, name: str, path: str, kind: str) -> list[str] | None:

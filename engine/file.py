@@ -4,8 +4,8 @@ import difflib
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,6 +24,8 @@ class File:
     name: str
     path: Path
     digest: Digest
+    verify: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
+    """Raises FileChanged unless the path still holds what was planned: call it after reading in other ways."""
 
     def read(self) -> bytes:
         """The content. Raises FileChanged when it is not what the plan digested."""
@@ -102,7 +104,7 @@ class Files:
         except OSError as error:
             raise FileError(f"{name!r} cannot be read: {error.strerror} ({path})") from error
         self._places[value] = path
-        return kind(name, path, value)
+        return kind(name, path, value, lambda: self.verify(path, value))
 
     def locate(self, value: Digest) -> Path:
         """Where a resolved digest was last seen. Raises FileChanged when it is not there any more."""
@@ -170,11 +172,23 @@ class Files:
         return digest("folder", [[member, self._digest(os.path.join(path, member))] for member in _members(path)])  # noqa: PTH118
 
 
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Folders and their files, also behind links, as the loaders see them; a circle of links is walked once."""
+    seen: set[str] = set()
+    for parent, inner, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        yield parent, names
+
+
 def _members(folder: str) -> list[str]:
     """Relative names of the files that make a model, in order."""
     found = [
         os.path.join(parent, name)  # noqa: PTH118
-        for parent, _, names in os.walk(folder)
+        for parent, names in _walk(folder)
         for name in names
         if os.path.splitext(name)[1] in MODEL_SUFFIXES  # noqa: PTH122
     ]

@@ -282,8 +282,11 @@ class Graph:
                 if name is None:
                     deeper.setdefault(flat, {})[param] = value
                 else:
+                    for other in subgraph.document.expose:
+                        if subgraph.locate(other) == (flat, param):
+                            params.pop(other, None)
+                            inputs.pop(other, None)
                     params[name] = value
-                    inputs.pop(name, None)
         edited: dict[str, Any] = {"params": params, "inputs": inputs}
         if deeper:
             subgraph = subgraph._with(deeper)

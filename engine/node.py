@@ -65,6 +65,11 @@ class NodeDef:
         return inspect.getdoc(self.function) or ""
 
     @property
+    def pack(self) -> str:
+        """The top-level package that the function comes from; packs may share a cache folder but no results."""
+        return str(self.function.__module__).partition(".")[0]
+
+    @property
     def help(self) -> str:
         """The first line of the docstring."""
         return self.doc.splitlines()[0]

@@ -124,14 +124,20 @@ class Param:
         if (fast := _EXACT.get(type(raw))) is not None and fast is self.annotation:
             return Parsed(raw, raw)
         try:
-            value = self.adapter.validate_json(json.dumps(raw, allow_nan=False), strict=True)
+            value = self._read(raw)
         except ValidationError as error:
             raise ValueError(self._explain(error, raw)) from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"{raw!r} is not JSON: {error}") from error
         if self._confuses_numbers(raw, value):
             raise ValueError(f"expected the {type(value).__name__} {value!r}, got {_short(raw)}")
-        return Parsed(value, self.adapter.dump_python(value, mode="json"))
+        canonical = self.adapter.dump_python(value, mode="json")
+        if self.scalar is None and not self.file and self._read(canonical) != value:
+            raise ValueError(f"the JSON form of {self.annotation} leaves something out, so it cannot be part of a key")
+        return Parsed(value, canonical)
+
+    def _read(self, raw: object) -> Any:
+        return self.adapter.validate_json(json.dumps(raw, allow_nan=False), strict=True)
 
     def parse_text(self, text: str) -> Any:
         """The JSON value that a person means by `text` on a command line; `parse` still judges it."""
@@ -145,7 +151,10 @@ class Param:
     @cached_property
     def parsed_default(self) -> Parsed:
         """The default, as if it had been written out."""
-        return self.parse(to_jsonable_python(self.default))
+        parsed = self.parse(to_jsonable_python(self.default))
+        if not self.file and parsed.value != self.default:
+            raise ValueError(f"the JSON form of {self.default!r} leaves something out, so it cannot be part of a key")
+        return parsed
 
     @cached_property
     def _type_schema(self) -> Mapping[str, Any]:
@@ -162,7 +171,8 @@ class Param:
         return f"{where}{' ' if where else ''}{_plain(first['msg'])}, got {_short(raw)}{self._range()}"
 
     def _range(self) -> str:
-        schema = self._type_schema
+        branches = [branch for branch in self._type_schema.get("anyOf", ()) if branch.get("type") != "null"]
+        schema = branches[0] if len(branches) == 1 else self._type_schema
         low = schema.get("minimum", schema.get("exclusiveMinimum"))
         high = schema.get("maximum", schema.get("exclusiveMaximum"))
         if low is None and high is None:

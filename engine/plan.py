@@ -240,7 +240,7 @@ class Survey:
     def _identify(self, position: int) -> None:
         step, mark = self.program.steps[position], self.marks[position]
         if step.argument is not None:
-            self._give(step.argument, mark, position)
+            self._give(step.argument.move(self._store.place), mark, position)
         else:
             mark.key = self._key(step, mark)
             if mark.key is None:

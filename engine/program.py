@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import networkx as nx
 
@@ -15,7 +15,10 @@ from engine.graph import Graph, suggest
 from engine.node import Input, NodeDef
 from engine.param import REQUIRED, Fresh, Param, Parsed
 from engine.registry import Registry
-from engine.socket import Socket
+from engine.socket import Float, Int, Socket
+
+OPEN = object()
+"""Stands for an argument whose value is not known yet, where a graph is only checked."""
 
 
 class Port(NamedTuple):
@@ -52,7 +55,7 @@ class Step:
     def head(self) -> bytes:
         """The part of the key that does not depend on inputs and files."""
         outputs = [[port, socket.__name__] for port, socket in self.definition.outputs.items()]
-        return encode([self.definition.type, self.definition.version, outputs, self.canonical])
+        return encode([self.definition.pack, self.definition.type, self.definition.version, outputs, self.canonical])
 
     def needs(self) -> list[Port]:
         """The outputs that the step depends on, each once."""
@@ -149,12 +152,10 @@ def compile_graph(graph: Graph, registry: Registry, arguments: Mapping[str, Sock
 
 def validate(graph: Graph, registry: Registry, arguments: Collection[str] = ()) -> list[Problem]:
     """Everything that is wrong with a graph; open arguments are no problem where they are listed."""
-    return _compile(graph, registry, dict.fromkeys(arguments))[1]
+    return _compile(graph, registry, dict.fromkeys(arguments, OPEN))[1]
 
 
-def _compile(
-    graph: Graph, registry: Registry, arguments: Mapping[str, Socket | None]
-) -> tuple[Program | None, list[Problem]]:
+def _compile(graph: Graph, registry: Registry, arguments: Mapping[str, object]) -> tuple[Program | None, list[Problem]]:
     problems: list[Problem] = []
     for name in arguments:
         if name not in graph.document.arguments:
@@ -167,7 +168,7 @@ def _compile(
 
 class _Compiler:
     def __init__(
-        self, flat: Flat, registry: Registry, arguments: Mapping[str, Socket | None], problems: list[Problem]
+        self, flat: Flat, registry: Registry, arguments: Mapping[str, object], problems: list[Problem]
     ) -> None:
         self.flat = flat
         self.registry = registry
@@ -208,10 +209,19 @@ class _Compiler:
             return
         if name[1:] not in self.arguments:
             self._complain(path, f"open: bind it to a value of type {type_}, or give it a default", "unbound")
-        value = self.arguments.get(name[1:])
-        if value is not None and not isinstance(value, socket):
-            self._complain(path, f"expected {type_}, got {type(value).__name__}", "type")
+        value = self.arguments.get(name[1:], OPEN)
+        if value is not OPEN and not isinstance(value, socket):
+            got = f"{type(value).__module__}.{type(value).__qualname__}"
+            self._complain(path, f"expected {type_} ({socket.__module__}), got {got}", "type")
+        elif isinstance(value, socket):
+            self._check_argument(value, path)
         self.definitions[name] = NodeDef("argument", 1, _nothing, {}, {}, {"out": socket}, named=False)
+
+    def _check_argument(self, value: Socket, path: str) -> None:
+        try:
+            value.check()
+        except ValueError as error:
+            self._complain(path, f"a bad {type(value).__name__}: {error}", "value")
 
     def _check(self, name: str, node: FlatNode) -> "_Checked":
         made = self.definitions[name]
@@ -266,7 +276,7 @@ class _Compiler:
             self._complain(
                 path, f"this parameter cannot be linked; write a literal under params (linked to {said})", "type"
             )
-        elif not issubclass(socket, expected):
+        elif not issubclass(socket, expected) and not (param and expected is Int and issubclass(socket, Float)):
             self._complain(path, f"expected {expected.__name__}, got {socket.__name__} from {said}", "type")
 
     def _port(self, link: Link, path: str) -> tuple[str, type[Socket]] | None:
@@ -306,7 +316,7 @@ class _Compiler:
     def _step(self, name: str, checked: "_Checked | None", index: Mapping[str, int]) -> Step:
         made = self.definitions[name]
         if checked is None:
-            return Step(name, made, argument=self.arguments.get(name[1:]))
+            return Step(name, made, argument=cast("Socket | None", self.arguments.get(name[1:])))
         inputs = self.flat.nodes[name].inputs
         sources = tuple(self._source(made, port, inputs[port], index) for port in sorted(inputs))
         return Step(name, made, checked.values, checked.canonical, checked.files, sources)

@@ -17,7 +17,7 @@ from engine.models import ModelPool
 from engine.param import Param
 from engine.plan import Mark, Survey
 from engine.program import Source, Step
-from engine.socket import Socket
+from engine.socket import Int, Socket
 from engine.store import Store
 from engine.trace import Record, Records, Trace, Traces
 
@@ -289,12 +289,21 @@ class Run:
 
     def _check_inputs(self, call: "_Call") -> None:
         for name, stamps in call.stamps.items():
-            if _stamps(call.arguments[name]) == stamps:
+            if _stamps(call.arguments[name]) == stamps and not (self.strict and self._differs_from_promise(call, name)):
                 continue
             source = next(source for source in call.step.sources if source.name == name)
             for index in range(len(source.ports)):
                 self.resources.store.discard(self._identity_of(source, index))
             raise errors.InputMutated(f"it wrote into its input {name!r}; nodes must copy what they change")
+
+    def _differs_from_promise(self, call: "_Call", name: str) -> bool:
+        """Whether an input's content is no longer what it is known as: finds the writes that leave no stamp."""
+        source = next(source for source in call.step.sources if source.name == name)
+        values = call.arguments[name] if source.many else (call.arguments[name],)
+        return any(
+            value.by_value and value.identity() != self._identity_of(source, index)
+            for index, value in enumerate(values)
+        )
 
     def _identities(self, call: "_Call", outputs: Sequence[Socket]) -> tuple[Digest, ...]:
         promised = self.survey.marks[call.position].ids
@@ -383,6 +392,8 @@ def _scalar(param: Param, linked: Socket) -> Any:
     raw = getattr(linked, "value", None)
     if param.fresh is not None and raw == param.fresh.when:
         raise ValueError(f"parameter {param.name!r}: {raw} draws a number only where it is a literal, not where linked")
+    if param.scalar is Int and isinstance(raw, float) and raw.is_integer():
+        raw = int(raw)
     try:
         return param.parse(raw).value
     except ValueError as error:

@@ -6,7 +6,7 @@ needs) stay where they are, also over the budget, until they are unpinned.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 
 from engine.budget import Ledger
 from engine.digest import Digest
@@ -24,6 +24,7 @@ class Tier:
         self.name = name
         self.place = place
         self.values: dict[Digest, Socket] = {}
+        self._stamps: dict[Digest, Hashable] = {}
         self._ledger = ledger
         self._policy: Gdsf[Digest] = Gdsf(lambda: ledger.capacity, ledger.ageing)
         self._pinned = pinned
@@ -36,9 +37,14 @@ class Tier:
         self.drop(identity)
         size = value.nbytes()
         self.values[identity] = value
+        self._stamps[identity] = value.stamp()
         self._bytes += size
         self._policy.admit(identity, size, seconds, uses)
         self._ledger.make_room()
+
+    def untouched(self, identity: Digest) -> bool:
+        """Whether nobody has written into a value since it was put here."""
+        return self._stamps[identity] == self.values[identity].stamp()
 
     def use(self, identity: Digest) -> None:
         """A value was wanted again."""
@@ -90,6 +96,11 @@ class Store:
         self._host = Tier("host", "cpu", host, self._is_pinned, self._lost) if host else None
         self._device = Tier("values", device.place, device, self._is_pinned, self._sink)
 
+    @property
+    def place(self) -> str:
+        """Where values live."""
+        return self._device.place
+
     def __contains__(self, identity: Digest) -> bool:
         """Whether some tier has the value."""
         return (
@@ -107,7 +118,11 @@ class Store:
         self._device.put(identity, value, seconds)
 
     def get(self, identity: Digest) -> Socket | None:
-        """The value, on the device; None when no tier has it any more."""
+        """The value, on the device; None when no tier has it any more, or somebody has written into it."""
+        for tier in self._tiers():
+            if identity in tier.values and not tier.untouched(identity):
+                self.discard(identity)
+                return None
         value = self._device.values.get(identity)
         if value is not None:
             return value

@@ -25,4 +25,5 @@ def load(checkpoint: ModelFile, precision: Precision = "auto") -> Parts:
     """
     digest = checkpoint.digest.hex()
     space = LatentSpace(**loading.latent_space(checkpoint.path))
+    checkpoint.verify()
     return Parts(Unet(digest, precision), TextEncoder(digest, precision), Vae(digest, precision, space))

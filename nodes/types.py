@@ -1,6 +1,5 @@
 """What travels on the wires. Every convention is stated once, here, in its type's docstring."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -129,10 +128,6 @@ class Latent(TensorSocket):
         _rank(self.data, torch.float32, self.space.channels)
         if not bool(torch.isfinite(self.data).all()):
             raise ValueError("the latent contains NaN or infinity; try a higher precision")
-
-    @classmethod
-    def _thaw(cls, meta: Mapping[str, Any]) -> dict[str, Any]:
-        return {"space": LatentSpace(**meta["space"])}
 
 
 @dataclass(frozen=True, eq=False)

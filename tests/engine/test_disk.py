@@ -263,7 +263,7 @@ class TestDamage:
         assert KEY not in shelf.disk
 
 
-SIZE = len(encode_value(grid(0)))
+SIZE = len(encode_value(grid(0), KEY))
 
 
 class TestBudget:
@@ -397,7 +397,7 @@ class TestSharing:
         for shelf in shelves:
             assert shelf.disk.trouble is None
             assert all(shelf.disk.get(key) == grid(key[0], 100) for key in keys)
-        assert shelves[0].disk.held() == len(keys) * len(encode_value(grid(0, 100)))
+        assert shelves[0].disk.held() == len(keys) * len(encode_value(grid(0, 100), KEY))
 
 
 class TestInterrupted:
@@ -480,14 +480,16 @@ class TestTrouble:
     def test_a_value_that_cannot_be_packed_is_told_and_stops_nothing(self, opened, reason):
         shelf = opened()
         shelf.put(KEY, Stubborn(reason))
-        assert "Stubborn not written" in shelf.disk.trouble
+        assert shelf.disk.unwritten == {"Stubborn": str(reason)}
         assert KEY not in shelf.disk
+        shelf.put(OTHER, grid(1))
+        assert OTHER in shelf.disk
         shelf.disk.close()
 
     def test_a_value_with_a_nan_among_its_fields_is_told(self, opened):
         shelf = opened()
         shelf.put(KEY, Grid(b"", (0,), {"sigma": float("nan")}))
-        assert "nan cannot be part of a key" in shelf.disk.trouble
+        assert shelf.disk.unwritten == {"Grid": "nan cannot be part of a key"}
 
     def test_reading_from_a_damaged_index_is_no_error(self, opened, tmp_path):
         shelf = opened()
@@ -517,16 +519,17 @@ def test_a_closed_disk_leaves_no_thread_behind(opened):
 
 def test_the_layout_of_a_file_does_not_change_between_versions():
     """Values on people's disks were written with it."""
-    data = encode_value(Grid(b"ab", (2,), {"a": 1}))
+    data = encode_value(Grid(b"ab", (2,), {"a": 1}), KEY)
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
     assert length % 8 == 0
     assert header == {
         "__metadata__": {
             "calotype": "1",
+            "identity": KEY.hex(),
             "type": "Grid",
             "fields": '{"remark": {"a": 1}}',
-            "sha256": "c96461d6f81b16dab4e233282a56979d1bb6aa4bb8e27146dd3b4c6f5b5c8cfb",
+            "sha256": "b3ffbd1aa370272e2962b63790bf15224d21e60df3618fbb5462fb6d9f3d2dec",
         },
         "data": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]},
     }

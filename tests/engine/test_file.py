@@ -356,3 +356,25 @@ class TestChanged:
         (root / "model" / "config.json").write_text("[]")
         with pytest.raises(FileChanged):
             files.verify(found.path, found.digest)
+
+
+def test_a_model_folder_behind_a_link_is_part_of_the_digest(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model" / "vae").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "model")
+    digests = set()
+    for content in ("one", "two"):
+        (tmp_path / "elsewhere" / "config.json").write_text(content)
+        digests.add(Files([tmp_path]).resolve(ModelFile, "model").digest)
+    assert len(digests) == 2
+
+
+def test_a_file_verifies_that_it_is_what_was_planned(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("one")
+    found = Files([tmp_path]).resolve(ModelFile, "model")
+    found.verify()
+    (tmp_path / "model" / "config.json").write_text("two")
+    with pytest.raises(FileChanged):
+        found.verify()

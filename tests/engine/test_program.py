@@ -108,11 +108,14 @@ class TestTypes:
             "nodes.s.inputs.special: expected Special, got Blob from photo.out"
         ]
 
-    def test_an_int_fits_a_float_and_a_float_no_int(self):
+    def test_an_int_fits_a_float_input_and_a_float_no_int_input(self):
         good = {"by": "dice", "wave": "paint"}
         assert problems(chain(s=("toy.scale", {}, good))) == []
-        assert problems(chain(f=("test.floats",), b=("toy.mix", {}, {"a": "start", "seed": "f"}))) == [
-            "nodes.b.inputs.seed: expected Int, got Float from f.out"
+
+    def test_a_number_may_stand_for_a_whole_parameter_and_is_judged_when_it_runs(self):
+        assert problems(chain(f=("test.floats",), b=("toy.mix", {}, {"a": "start", "seed": "f"}))) == []
+        assert problems(chain(f=("test.floats",), b=("toy.mix", {}, {"a": "start", "mode": "f"}))) == [
+            "nodes.b.inputs.mode: expected Text, got Float from f.out"
         ]
 
     def test_an_optional_input_takes_its_type_or_nothing(self):

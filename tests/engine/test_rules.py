@@ -6,6 +6,7 @@ from typing import Annotated
 import pytest
 import toys
 from annotated_types import Ge
+from pydantic import SecretStr
 from toys import LOG, Blob, Wave, engine, graph
 
 from engine import errors
@@ -773,3 +774,83 @@ class TestSubtleties:
         nodes = {"n": ("toy.number", {"value": -1}), "a": ("toy.draw", {}, {"seed": "n"})}
         with pytest.raises(errors.RunFailed, match="-1 draws a number only where it is a literal"):
             engine(draw).run(graph({"out": "a"}, nodes))
+
+
+class TestReviewedHazards:
+    def test_a_value_that_somebody_wrote_into_between_runs_is_made_again(self):
+        @toys.dataclass(frozen=True)
+        class Page(toys.Socket):
+            """Can be written into."""
+
+            lines: list[str]
+
+            def stamp(self):
+                return tuple(self.lines)
+
+        @node("toy.page", version=1)
+        def page(text: str = "x") -> Page:
+            """A page."""
+            return Page([text])
+
+        house = engine(page)
+        document = graph({"out": "a"}, {"a": ("toy.page",)})
+        house.run(document)["out"].lines.append("scribble")
+        assert house.run(document)["out"].lines == ["x"]
+
+    def test_a_whole_file_of_another_value_is_a_miss(self, tmp_path):
+        nodes = {"a": ("toy.blob", {"text": "a"}), "b": ("toy.blob", {"text": "b"})}
+        document = graph({"a": "a", "b": "b"}, nodes)
+        with engine(cache=tmp_path) as house:
+            house.run(document)
+        one, other = sorted(tmp_path.glob("values/*/*"))
+        data = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(data)
+        with engine(cache=tmp_path) as house:
+            assert dict(house.run(document).outputs) == {"a": Blob("a"), "b": Blob("b")}
+
+    def test_a_linked_number_that_is_whole_stands_for_a_whole_parameter(self):
+        @node("toy.half", version=1)
+        def half(value: float = 0.0) -> toys.Float:
+            """A number."""
+            return toys.Float(value)
+
+        def mixed(value):
+            nodes = {
+                "n": ("toy.half", {"value": value}), "b": ("toy.blob",),
+                "c": ("toy.classify", {}, {"blob": "b", "classes": "n"}),
+            }  # fmt: skip
+            return engine(half).run(graph({"out": "c"}, nodes))["out"]
+
+        assert mixed(3) == mixed(3.0)
+        with pytest.raises(errors.RunFailed, match=r"parameter 'classes' from its link: .*got 2\.5"):
+            mixed(2.5)
+
+    def test_two_exposed_names_of_one_parameter_cannot_both_be_set(self):
+        inner = {
+            "format": "calotype/1",
+            "nodes": {"t": {"type": "toy.number"}},
+            "expose": {"a": "t.value", "b": "t.value"},
+            "outputs": {"out": "t"},
+        }
+        outer = {"s": {"type": "graph", "graph": inner, "params": {"a": 1, "b": 2}}}
+        document = toys.Graph.parse({"format": "calotype/1", "nodes": outer, "outputs": {"out": "s"}})
+        with pytest.raises(errors.GraphError, match=r"another exposed name sets t\.value too"):
+            engine().run(document)
+        chosen = document.set({"s.b": 7})
+        again = toys.Graph.parse(chosen.dump())
+        assert engine().run(chosen)["out"] == engine().run(again)["out"] == toys.Int(7)
+
+    def test_a_parameter_whose_json_hides_something_is_refused(self):
+        with pytest.raises(errors.DefinitionError, match="leaves something out"):
+
+            @node("toy.secret", version=1)
+            def secret(key: SecretStr = SecretStr("x")) -> Blob:  # noqa: B008
+                """Keeps a secret from the key."""
+                return Blob(key.get_secret_value())
+
+    def test_every_problem_of_a_sweep_is_told_also_by_a_run(self):
+        document = graph({"out": "decoded"}, CHAIN, sweep={"x": {"paint.amuont": [1]}, "y": {"nowhere": [1]}})
+        with pytest.raises(errors.GraphError) as refused:
+            engine().run(document)
+        assert len(refused.value.problems) >= 2

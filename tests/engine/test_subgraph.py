@@ -180,7 +180,7 @@ class TestArguments:
         assert [step.argument for step in program.steps if step.argument] == [Blob("a")]
 
     def test_a_bound_value_is_of_the_declared_type(self):
-        with pytest.raises(GraphError, match=r"arguments\.image: expected Blob, got Graph"):
+        with pytest.raises(GraphError, match=r"arguments\.image: expected Blob \(toys\), got engine\.graph\.Graph"):
             compile_graph(Graph.parse(PAINT), REGISTRY, {"image": Graph.parse(PAINT)})
 
     def test_a_bound_argument_overrides_the_default_of_the_outermost_graph(self):
