@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from calotype import __version__
-from engine.errors import CalotypeError, Cancelled, GraphError, Problem, RunFailed
+from engine.errors import CacheError, CalotypeError, Cancelled, GraphError, Problem, RunFailed
 
 if TYPE_CHECKING:
     from calotype.front import Engine
+    from engine.context import CancelToken
     from engine.engine import Result
     from engine.graph import Graph
 
@@ -181,9 +182,9 @@ def cache(context: typer.Context, folder: Cache = None) -> None:
 
 
 @cache_app.command()
-def clear(context: typer.Context) -> None:
+def clear(context: typer.Context, folder: Cache = None) -> None:
     """Delete everything in a cache folder that Calotype wrote."""
-    with _opened(context.obj) as (catalogue, disk):
+    with _opened(folder or context.obj) as (catalogue, disk):
         held = disk.held()
         disk.clear()
         for table in ("traces", "records"):
@@ -216,7 +217,7 @@ def _engine(graph: str, cache: Path | None, *, exact: bool = False, device: str 
     beside = Path(graph).expanduser().parent if graph != "-" else Path()
     try:
         engine = Engine(cache=cache, exact=exact, device=device, roots=[beside])
-    except ValueError as error:
+    except (ValueError, CacheError) as error:
         raise typer.BadParameter(str(error)) from error
     with engine:
         yield engine
@@ -225,13 +226,19 @@ def _engine(graph: str, cache: Path | None, *, exact: bool = False, device: str 
 def _edited(engine: "Engine", name: str, settings: list[str] | None) -> "Graph":
     """The graph with `--set` applied, every value read by its parameter's own type."""
     from calotype.library import find
+    from calotype.picture import changed_files, folders_of
 
     graph = find(name)
+    engine.files.search(folders_of(graph, Path(name)))
     problems: list[Problem] = []
     values = {key: _value(engine, graph, key, text, problems) for key, text in map(_split, settings or ())}
     if problems:
         raise GraphError(problems)
-    return graph.set(values) if values else graph
+    replaced = [".".join(graph.locate(key)) for key in values]
+    graph = graph.set(values) if values else graph
+    if problems := changed_files(graph, engine, replaced):
+        raise GraphError(problems)
+    return graph
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -264,7 +271,11 @@ def _axis(engine: "Engine", graph: "Graph", text: str) -> dict[str, list[Any]]:
 
     name, listed = _split(text)
     problems: list[Problem] = []
-    values = [_value(engine, graph, name, value.strip(), problems) for value in next(csv.reader([listed]), [])]
+    try:
+        texts = next(csv.reader([listed]), [])
+    except csv.Error as error:
+        raise typer.BadParameter(f"{listed!r}: {error}") from error
+    values = [_value(engine, graph, name, value.strip(), problems) for value in texts]
     if problems:
         raise GraphError(problems)
     return {name: values}
@@ -278,32 +289,64 @@ def _problems(engine: "Engine", graph: "Graph") -> list[Any]:
 
 def _run(engine: "Engine", graph: "Graph", outputs: list[str] | None, folder: Path, report: Path | None) -> None:
     """Run, save, report; what finished is saved and reported even where other branches failed."""
-    from calotype.picture import other_files, save
+    from calotype.picture import save
     from calotype.progress import Reporter
     from engine.context import CancelToken
 
+    _check_places(folder, report)
     token = CancelToken()
-    signal.signal(signal.SIGINT, lambda *_: token.cancel())
-    with Reporter(err) as reporter:
+    with _cancelled_by_interrupt(token), Reporter(err) as reporter:
         result = engine.run(graph, outputs, listener=reporter, token=token, check=False)
-    for name in other_files(graph, result.files):
-        err.print(f"  note: {name} is another file than the picture was made with", highlight=False, markup=False)
     paths = save(result, engine, folder)
     if report is not None:
         _write_report(report, result, paths)
     for name, files in paths.items():
-        for path in files:
-            print(f"{name}: {path}")
+        for line in files or [str(getattr(result.outputs[name], "value", type(result.outputs[name]).__name__))]:
+            print(f"{name}: {line}")
     _summary(result)
     if result.failures:
         raise RunFailed(result.failures)
 
 
+def _check_places(folder: Path, report: Path | None) -> None:
+    """Refuse places that nothing can be written to before any work is done."""
+    problems = []
+    for option, place in (("--out", folder), ("--report", report.parent if report else None)):
+        try:
+            if place is not None:
+                place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problems.append(
+                Problem(option, f"{place} is not a folder that can be written to: {error.strerror}", "place")
+            )
+    if report is not None and report.is_dir():
+        problems.append(Problem("--report", f"{report} is a folder; name a file", "place"))
+    if problems:
+        raise GraphError(problems)
+
+
+@contextmanager
+def _cancelled_by_interrupt(token: "CancelToken") -> Iterator[None]:
+    """The first Ctrl-C cancels the run at its next step; a second one ends the process."""
+
+    def cancel(*_: object) -> None:
+        token.cancel()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _write_report(path: Path, result: "Result", paths: dict[str, list[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(result.report(paths), indent=2) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(result.report(paths), indent=2) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _summary(result: "Result") -> None:

@@ -24,8 +24,8 @@ def mermaid(program: Program) -> str:
 def svg(program: Program) -> str:
     """An SVG picture; every node stands in the column after the last node that it needs."""
     places = _places(program)
-    width = max(x for x, _ in places.values()) + WIDTH + MARGIN
-    height = max(y for _, y in places.values()) + HEIGHT + MARGIN
+    width = max((x for x, _ in places.values()), default=0) + WIDTH + MARGIN
+    height = max((y for _, y in places.values()), default=0) + HEIGHT + MARGIN
     wanted = {port.step for port in program.outputs.values()}
     parts = [
         _opening(width, height),

@@ -20,6 +20,8 @@ from engine.run import Listener
 from engine.socket import Socket
 
 Graph = engine.graph.Graph
+AnyGraph = Graph | str | Path | Mapping[str, Any]
+"""A graph, a whole document, or what `calotype.find` finds one by."""
 
 
 class Engine(engine.engine.Engine):
@@ -53,7 +55,7 @@ class Engine(engine.engine.Engine):
 
     def run(
         self,
-        graph: Graph | str,
+        graph: AnyGraph,
         outputs: Sequence[str] | None = None,
         *,
         set: Mapping[str, Any] | None = None,  # noqa: A002  the command line's word
@@ -62,14 +64,14 @@ class Engine(engine.engine.Engine):
         token: CancelToken | None = None,
         check: bool = True,
     ) -> Result:
-        """Run a graph, or the saved graph of that name, with other literals where `set` says so."""
+        """Run a graph, a document, or the graph of that name, with other literals where `set` says so."""
         return super().run(
             _edited(graph, set), outputs, arguments=arguments, listener=listener, token=token, check=check
         )
 
     def plan(
         self,
-        graph: Graph | str,
+        graph: AnyGraph,
         outputs: Sequence[str] | None = None,
         *,
         set: Mapping[str, Any] | None = None,  # noqa: A002  the command line's word
@@ -79,9 +81,12 @@ class Engine(engine.engine.Engine):
         return super().plan(_edited(graph, set), outputs, arguments=arguments)
 
 
-def _edited(graph: Graph | str, settings: Mapping[str, Any] | None) -> Graph:
-    found = library.find(graph) if isinstance(graph, str) else graph
-    return found.set(settings) if settings else found
+def _edited(graph: AnyGraph, settings: Mapping[str, Any] | None) -> Graph:
+    if isinstance(graph, str | Path):
+        graph = library.find(str(graph))
+    elif isinstance(graph, Mapping):
+        graph = Graph.parse(graph, library.Library())
+    return graph.set(settings) if settings else graph
 
 
 def versions() -> dict[str, str]:

@@ -88,7 +88,7 @@ def _nearest(program: Program, output: Port, type_: str) -> Step | None:
         for position in level:
             if program.steps[position].definition.type == type_:
                 return program.steps[position]
-        level = [port.step for position in level for port in program.steps[position].needs() if port.step not in seen]
+        level = [port.step for position in level for port in program.steps[position].needs if port.step not in seen]
         seen.update(level)
     return None
 

@@ -48,7 +48,15 @@ def find(name: str) -> Graph:
     """A graph by file, by saved name, from a picture made by Calotype, or `-` for standard input. Raises GraphError."""
     if name == "-":
         return Graph.parse(sys.stdin.buffer.read(), Library())
-    path = Path(name).expanduser()
+    try:
+        return _find(Path(name).expanduser(), name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise GraphError(
+            [Problem("", f"{name[:80]!r} is not the name of a graph: {error}", "unknown_graph")]
+        ) from error
+
+
+def _find(path: Path, name: str) -> Graph:
     if path.suffix.lower() == ".png" and path.is_file():
         from calotype.picture import read_graph  # noqa: PLC0415  pictures need Pillow
 

@@ -4,16 +4,18 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
+import pocket
 from calotype.infotext import infotext
+from calotype.library import INPUTS
 from engine.engine import Engine, Result
-from engine.errors import GraphError, Problem
+from engine.errors import FileError, GraphError, Problem
 from engine.graph import Graph, Library
 from engine.socket import Socket
 from nodes.types import Image, Mask
@@ -25,14 +27,15 @@ CHUNK = "calotype"
 def save(result: Result, engine: Engine, folder: Path) -> dict[str, list[str]]:
     """Save every output that is a picture; returns the paths by output. Existing files are never replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = document_of(result)
+    document = document_of(result, folder)
     program = engine.program(result.graph)
-    paths: dict[str, list[str]] = {}
+    digests = {name: file.digest.hex() for name, file in result.files.items()}
+    paths: dict[str, list[str]] = {name: [] for name in result.outputs}
     for name, value in result.outputs.items():
         for index, picture in enumerate(pictures(value)):
-            text = infotext(program, program.port(name), picture.size, result.files, index)
+            text = infotext(program, program.port(name), picture.size, digests, index)
             data = encode(picture, document, text)
-            paths.setdefault(name, []).append(str(_write(folder, _stem(result.graph, name), data)))
+            paths[name].append(str(_write(folder, _stem(result.graph, name), data)))
     return paths
 
 
@@ -43,11 +46,18 @@ def pictures(value: Socket) -> Iterator[PIL.Image.Image]:
             yield value.pil(index)
 
 
-def document_of(result: Result) -> str:
-    """The graph as it ran: seeds drawn, subgraphs in place, and the digests of the files that it read."""
+def document_of(result: Result, folder: Path) -> str:
+    """The graph as it ran: seeds drawn, subgraphs in place, digests of the files that it read.
+
+    `meta.folders` says where files lay, seen from the picture's `folder`, so that they are found from elsewhere too;
+    Calotype's own are always found.
+    """
     document = result.graph.dump(inline=True)
-    files = dict(sorted(result.files.items()))
-    document["meta"] = {**document.get("meta", {}), "files": files}
+    files = {name: file.digest.hex() for name, file in sorted(result.files.items())}
+    named = [file for file in result.files.values() if file.path != pocket.FOLDER and not Path(file.name).is_absolute()]
+    parents = {file.path.absolute().parents[len(Path(file.name).parts) - 1] for file in named} - {INPUTS}
+    folders = sorted(os.path.relpath(parent, folder.absolute()) for parent in parents)
+    document["meta"] = {**document.get("meta", {}), "files": files, "folders": folders}
     return json.dumps(document, ensure_ascii=False)
 
 
@@ -67,7 +77,7 @@ def read_graph(path: Path, library: Library) -> Graph:
     try:
         with PIL.Image.open(path) as picture:
             text = getattr(picture, "text", {}).get(CHUNK)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise GraphError([Problem("", f"{path} is not a picture that can be read: {error}", "unreadable")]) from error
     if text is None:
         raise GraphError([Problem("", f"{path} carries no graph; it was not made by Calotype", "no_graph")])
@@ -76,13 +86,32 @@ def read_graph(path: Path, library: Library) -> Graph:
     return graph
 
 
-def other_files(graph: Graph, files: Mapping[str, str]) -> Iterable[str]:
-    """Files that are not what they were when the picture that carries `graph` was made."""
+def folders_of(graph: Graph, picture: Path) -> list[Path]:
+    """Where the files of a picture's graph lay when it was made."""
+    listed = graph.document.meta.get("folders")
+    return [picture.parent / str(folder) for folder in listed] if isinstance(listed, list) else []
+
+
+def changed_files(graph: Graph, engine: Engine, replaced: Collection[str]) -> list[Problem]:
+    """Files that are not what they were when the picture that carries `graph` was made, but for those `replaced`."""
     known = graph.document.meta.get("files")
-    if isinstance(known, Mapping):
-        for name, digest in files.items():
-            if known.get(name, digest) != digest:
-                yield name
+    problems = []
+    for step in engine.program(graph).steps if isinstance(known, Mapping) else ():
+        for name, named in step.files.items():
+            place = f"{step.id}.{name}"
+            expected = known.get(place) if isinstance(known, Mapping) else None
+            if expected is None or place in replaced:
+                continue
+            try:
+                found = engine.files.resolve(*named).digest.hex()
+            except FileError:
+                continue  # the run says so, with where it looked
+            if found != expected:
+                message = (
+                    f"{named[1]!r} is not the file that the picture was made with; --set {place}=FILE takes another"
+                )
+                problems.append(Problem(f"nodes.{step.id}.params.{name}", message, "file_changed"))
+    return problems
 
 
 def _stem(graph: Graph, output: str) -> str:
@@ -102,11 +131,23 @@ def _write(folder: Path, stem: str, data: bytes) -> Path:
     try:
         for number in count(max(taken, default=0) + 1):
             path = folder / f"{stem}-{number:05}.png"
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                continue
-            return path
+            if _claim(temporary, path, data):
+                return path
     finally:
         temporary.unlink()
     raise AssertionError
+
+
+def _claim(temporary: Path, path: Path, data: bytes) -> bool:
+    """Take a name unless somebody has it; some file systems know no links, so there the data is written again."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        try:
+            with path.open("xb") as stream:
+                stream.write(data)
+        except FileExistsError:
+            return False
+    return True

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 Digest = bytes
 """32 bytes of sha256."""
-Put = Callable[[bytes], object]
+Put = Callable[[bytes | bytearray | memoryview], object]
 
 
 def encode(value: object) -> bytes:
@@ -20,14 +20,16 @@ def encode(value: object) -> bytes:
 
     Raises TypeError for anything else and ValueError for NaN and infinities, which no key may contain.
     """
-    out: list[bytes] = []
-    _encode(value, out.append)
-    return b"".join(out)
+    out = bytearray()
+    _encode(value, out.extend)
+    return bytes(out)
 
 
 def digest(*parts: object) -> Digest:
     """sha256 of the canonical encoding of `parts`."""
-    return hashlib.sha256(encode(parts)).digest()
+    state = hashlib.sha256()
+    _encode(parts, state.update)
+    return state.digest()
 
 
 def _encode(value: object, put: Put) -> None:  # noqa: C901, PLR0912  one branch per type
@@ -47,7 +49,7 @@ def _encode(value: object, put: Put) -> None:  # noqa: C901, PLR0912  one branch
         case str():
             _sized(b"s", value.encode("utf-8", "surrogatepass"), put)
         case bytes() | bytearray() | memoryview():
-            _sized(b"b", bytes(value), put)
+            _sized(b"b", value, put)
         case Mapping():
             put(b"m%d:" % len(value))
             for name in sorted(value):
@@ -63,6 +65,6 @@ def _encode(value: object, put: Put) -> None:  # noqa: C901, PLR0912  one branch
             raise TypeError(f"{type(value).__name__} cannot be part of a key")
 
 
-def _sized(tag: bytes, data: bytes, put: Put) -> None:
+def _sized(tag: bytes, data: bytes | bytearray | memoryview, put: Put) -> None:
     put(tag + b"%d:" % len(data))
     put(data)

@@ -16,7 +16,7 @@ from engine.digest import digest
 from engine.disk import Disk
 from engine.errors import Cancelled, FileChanged, GraphError, RunFailed
 from engine.event import Outcome, RunFinished, RunStarted, Trouble
-from engine.file import Files
+from engine.file import File, Files
 from engine.graph import Graph
 from engine.host import Host
 from engine.models import ModelPool
@@ -44,8 +44,8 @@ class Result:
     outputs: Mapping[str, Socket]
     nodes: Mapping[str, NodeReport]
     failures: Mapping[str, BaseException] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
-    """`node.param` -> sha256 of each file that the run read."""
+    files: Mapping[str, File] = field(default_factory=dict)
+    """`node.param` -> each file that the run planned with."""
 
     def __getitem__(self, name: str) -> Socket:
         """One output. Raises the node's failure where it has none."""
@@ -277,7 +277,7 @@ class Engine:
             return run.values(known)
         finally:
             run.conclude()
-            self.records.put(_changed(run, self.records))
+            self.records.put(run.records())
             survey.close()
             self.store.trim()
 
@@ -294,18 +294,10 @@ def _wanted(program: Program, outputs: Sequence[str] | None) -> dict[str, Port]:
     return {name: program.port(name) for name in names}
 
 
-def _changed(run: Run, records: Records) -> dict[str, Any]:
+def _files(survey: Survey) -> dict[str, File]:
+    """`node.param` -> every file that the survey resolved."""
     return {
-        node: record
-        for node, record in run.records().items()
-        if (last := records.get(node)) is None or last.key != record.key
-    }
-
-
-def _files(survey: Survey) -> dict[str, str]:
-    """`node.param` -> sha256 of every file that the survey resolved."""
-    return {
-        f"{survey.program.steps[position].id}.{name}": file.digest.hex()
+        f"{survey.program.steps[position].id}.{name}": file
         for position in survey.order
         for name, file in survey.marks[position].files.items()
     }

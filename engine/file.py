@@ -96,6 +96,10 @@ class Files:
         """Keep digests of unchanged files there from now on."""
         self._memory = memory
 
+    def search(self, folders: Iterable[Path]) -> None:
+        """Look in these folders too, before the others."""
+        self.roots = (*folders, *self.roots)
+
     def resolve(self, kind: type[File], name: str) -> File:
         """The file that `name` stands for, with the digest of what it holds now. Raises FileError."""
         path = self._find(kind, name)

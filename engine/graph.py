@@ -352,7 +352,7 @@ def _read(source: str | bytes) -> Any:
         raise GraphError([Problem("", f"not UTF-8 text: {error.reason} at byte {error.start}", "syntax")]) from error
     except RecursionError as error:
         raise GraphError([Problem("", "nested too deeply", "syntax")]) from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise GraphError([Problem("", f"not a graph document: {error}", "syntax")]) from error
 
 

@@ -116,7 +116,7 @@ class Survey:
 
     def sources(self, position: int) -> list[Digest]:
         """Identities of everything a keyed step links to, each once."""
-        return list(dict.fromkeys(self._source(port) for port in self.program.steps[position].needs()))
+        return list(dict.fromkeys(self._source(port) for port in self.program.steps[position].needs))
 
     def identity(self, port: Port) -> Digest | None:
         """The identity of an output, as far as it is known."""
@@ -129,7 +129,7 @@ class Survey:
 
     def producers(self, position: int) -> list[int]:
         """The steps that make what a step links to; with equal nodes, not always those that it links to."""
-        known = (self.identity(port) for port in self.program.steps[position].needs())
+        known = (self.identity(port) for port in self.program.steps[position].needs)
         return [self._producer[identity] for identity in known if identity in self._producer]
 
     def finish(self, position: int, ids: tuple[Digest, ...]) -> None:
@@ -309,11 +309,11 @@ class Survey:
     def _before_unkeyed(self) -> set[int]:
         """Identified steps that something links to which cannot be keyed yet."""
         unkeyed = (position for position, mark in self.marks.items() if mark.key is None and not mark.done)
-        sources = {port.step for position in unkeyed for port in self.program.steps[position].needs()}
+        sources = {port.step for position in unkeyed for port in self.program.steps[position].needs}
         return {position for position in sources if self.marks[position].identified}
 
     def _unhold(self, step: Step) -> None:
-        for position in {port.step for port in step.needs()} & self._held.keys():
+        for position in {port.step for port in step.needs} & self._held.keys():
             self._held[position] -= 1
             if not self._held[position]:
                 del self._held[position]
@@ -323,7 +323,7 @@ class Survey:
 
     def _linking(self, position: int) -> list[int]:
         if self._consumers is None:
-            self._consumers = self.program.consumers()
+            self._consumers = self.program.consumers
         return self._consumers[position]
 
     def _want_outputs(self, position: int) -> None:

@@ -57,9 +57,10 @@ class Step:
         outputs = [[port, socket.__name__] for port, socket in self.definition.outputs.items()]
         return encode([self.definition.pack, self.definition.type, self.definition.version, outputs, self.canonical])
 
-    def needs(self) -> list[Port]:
+    @cached_property
+    def needs(self) -> tuple[Port, ...]:
         """The outputs that the step depends on, each once."""
-        return list(dict.fromkeys(port for source in self.sources for port in source.ports))
+        return tuple(dict.fromkeys(port for source in self.sources for port in source.ports))
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Program:
     outputs: Mapping[str, Port]
     index: Mapping[str, int]
 
+    @cached_property
     def consumers(self) -> list[list[int]]:
         """For each step, the steps that link to it."""
         found: list[list[int]] = [[] for _ in self.steps]
@@ -80,7 +82,7 @@ class Program:
 
     def needs(self, step: Step) -> tuple[str, ...]:
         """Ids of the nodes that a step links to, each once."""
-        return tuple(dict.fromkeys(self.steps[port.step].id for port in step.needs()))
+        return tuple(dict.fromkeys(self.steps[port.step].id for port in step.needs))
 
     def ancestors(self, wanted: Iterable[Port]) -> list[int]:
         """The steps that the wanted outputs depend on, in topological order."""

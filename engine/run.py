@@ -117,15 +117,17 @@ class Run:
         return reports
 
     def records(self) -> dict[str, Record]:
-        """What every settled node was, for the explanations of the next run."""
-        return {
-            self.survey.program.steps[position].id: self.survey.record(position)
-            for position in self.survey.order
-            if (mark := self.survey.marks[position]).key is not None
-            and mark.identified
-            and position not in self._failed
-            and (mark.done or not mark.todo)
-        }
+        """What the settled nodes are, where that is new, for the explanations of the next run."""
+        found: dict[str, Record] = {}
+        for position in self.survey.order:
+            mark, node = self.survey.marks[position], self._step(position).id
+            settled = mark.key is not None and mark.identified and (mark.done or not mark.todo)
+            if not settled or position in self._failed or mark.key is None:
+                continue
+            last = self.last.get(node)
+            if last is None or last.key != mark.key.hex():
+                found[node] = self.survey.record(position)
+        return found
 
     def _may_fuse(self, position: int) -> bool:
         return not self.exact and self._step(position).definition.many is not None
@@ -279,13 +281,14 @@ class Run:
         self.survey.finish(call.position, ids)
         for identity in ids:
             self.resources.store.unpin(identity)
+        self.resources.store.trim()
         step = call.step
         self.listener(NodeFinished(self.id, step.id, step.definition.type, Outcome.RAN, call.reason, seconds))
 
     def _keep(self, identity: Digest, value: Socket, seconds: float) -> None:
         """On the device, and pinned until the survey has said who waits for it: it is not evicted in between."""
         self.resources.store.pin(identity)
-        self.resources.store.put(identity, value.move(self.resources.device.name), seconds)
+        self.resources.store.put(identity, value.move(self.resources.device.name), seconds, trim=False)
 
     def _check_inputs(self, call: "_Call") -> None:
         for name, stamps in call.stamps.items():
@@ -347,7 +350,7 @@ class Run:
 
     def _not_run(self, position: int, step: Step, found: Mapping[int, NodeReport]) -> tuple[Outcome, str]:
         """Why a step that had to run did not."""
-        blocking = {*self.survey.producers(position), *(port.step for port in step.needs())}
+        blocking = {*self.survey.producers(position), *(port.step for port in step.needs)}
         failed = [
             self._step(other).id
             for other in sorted(blocking)
@@ -360,7 +363,7 @@ class Run:
         last = self.last.get(step.id)
         if mark.key is None or last is None or last.key != mark.key.hex():
             return False
-        sources = [found[port.step] for port in step.needs()]
+        sources = [found[port.step] for port in step.needs]
         return any(
             source.reason == "cutoff" or (source.outcome is Outcome.RAN and source.reason != "evicted")
             for source in sources

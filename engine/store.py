@@ -32,15 +32,16 @@ class Tier:
         self._bytes = 0
         ledger.join(self)
 
-    def put(self, identity: Digest, value: Socket, seconds: float, uses: int = 0) -> None:
-        """Keep a value, then free until the budget holds again."""
+    def put(self, identity: Digest, value: Socket, seconds: float, uses: int = 0, *, trim: bool = True) -> None:
+        """Keep a value, then free until the budget holds; without `trim` the caller does that later."""
         self.drop(identity)
         size = value.nbytes()
         self.values[identity] = value
         self._stamps[identity] = value.stamp()
         self._bytes += size
         self._policy.admit(identity, size, seconds, uses)
-        self._ledger.make_room()
+        if trim:
+            self._ledger.make_room()
 
     def untouched(self, identity: Digest) -> bool:
         """Whether nobody has written into a value since it was put here."""
@@ -109,13 +110,13 @@ class Store:
             or (self.disk is not None and identity in self.disk)
         )
 
-    def put(self, identity: Digest, value: Socket, seconds: float) -> None:
-        """Keep a value that took `seconds` to make."""
+    def put(self, identity: Digest, value: Socket, seconds: float, *, trim: bool = True) -> None:
+        """Keep a value that took `seconds` to make; without `trim` the caller restores the budget."""
         if identity in self._device.values:
             return
         if self.disk is not None:
             self.disk.put(identity, value, seconds)
-        self._device.put(identity, value, seconds)
+        self._device.put(identity, value, seconds, trim=trim)
 
     def get(self, identity: Digest) -> Socket | None:
         """The value, on the device; None when no tier has it any more, or somebody has written into it."""

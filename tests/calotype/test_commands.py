@@ -112,15 +112,31 @@ class TestRun:
         )
         assert "Model: pocket, Denoising strength: 0.75, Version: Calotype" in line
 
-    def test_another_file_under_the_name_is_noted(self, call, face, tmp_path):
+    def test_a_picture_finds_the_files_that_lay_beside_its_graph(self, call, face, tmp_path, monkeypatch):
+        for name in ("mine", "face"):
+            with PIL.Image.open(INPUTS / "fox.png") as picture:
+                picture.save(tmp_path / f"{name}.png")
+        (tmp_path / "mine.json").write_text(face.read_text().replace("face.png", "mine.png"))
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        monkeypatch.chdir(elsewhere)
+        for name in ("mine", "face"):
+            assert call("run", tmp_path / f"{name}.json", "--out", "made")[0] == 0
+            assert call("run", f"made/{name}-image-00001.png", "--out", "again")[0] == 0
+            made = (elsewhere / f"made/{name}-image-00001.png").read_bytes()
+            again = (elsewhere / f"again/{name}-image-00001.png").read_bytes()
+            assert made == again
+
+    def test_another_file_under_the_name_is_refused_unless_it_is_asked_for(self, call, face, tmp_path):
         with PIL.Image.open(INPUTS / "face.png") as picture:
             picture.save(tmp_path / "face.png")
         call("run", face)
         with PIL.Image.open(INPUTS / "fox.png") as picture:
             picture.save(tmp_path / "face.png")
         code, _, err = call("run", "out/face-image-00001.png")
-        assert code == 0
-        assert "photo.source is another file than the picture was made with" in err
+        assert code == 2
+        assert "'face.png' is not the file that the picture was made with; --set photo.source=FILE takes another" in err
+        assert call("run", "out/face-image-00001.png", "--set", "photo.source=face.png")[0] == 0
 
     def test_existing_pictures_are_never_replaced(self, call, face, tmp_path):
         for _ in range(3):
@@ -131,6 +147,17 @@ class TestRun:
         code, out, _ = call("run", "-", stdin=json.dumps(FACE))
         assert code == 0
         assert "2 ran" in out
+
+    def test_outputs_that_are_no_pictures_are_printed(self, call, tmp_path):
+        document = {
+            "format": "calotype/1",
+            "nodes": {"t": {"type": "text", "params": {"value": "hello"}}},
+            "outputs": {"t": "t"},
+        }
+        code, out, _ = call("run", "-", "--report", "r.json", stdin=json.dumps(document))
+        assert code == 0
+        assert "t: hello" in out
+        assert json.loads((tmp_path / "r.json").read_text())["outputs"] == {"t": []}
 
     def test_only_the_requested_output_runs(self, call, face):
         code, out, _ = call("run", face, "--output", "photo.out")
@@ -149,7 +176,7 @@ class TestRefusals:
         assert "refused, 2 problems:" in err
         assert 'nodes.small.type: unknown node type "image.reszie", did you mean "image.resize"?' in err
         assert "outputs.other: no node 'smal', did you mean \"small\"?" in err
-        assert not (tmp_path / "out").exists()
+        assert not list(tmp_path.glob("out/*"))
 
     def test_values_are_judged_by_the_parameters_type(self, call):
         code, _, err = call("run", "img2img", "--set", "strength=1.5", "--set", "steps=many", "--set", "colour=red")
@@ -172,6 +199,9 @@ class TestRefusals:
             (("nodes", "image.lod"), "no node type 'image.lod', did you mean \"image.load\"?"),
             (("sweep", "img2img"), "name at least one axis"),
             (("fly",), "No such command"),
+            (("run", "img2img", "--cache", __file__), "cache folder"),
+            (("run", "x" * 5000), "is not the name of a graph"),
+            (("sweep", "img2img", "--x", "prompt=a\rb"), "new-line character"),
         ],
     )
     def test_wrong_arguments_exit_with_2(self, call, arguments, said):
@@ -183,6 +213,22 @@ class TestRefusals:
         code, _, err = call("run", INPUTS / "fox.png")
         assert code == 2
         assert "carries no graph" in err
+
+    def test_places_that_cannot_be_written_to_are_refused_before_any_work(self, call, face, tmp_path):
+        (tmp_path / "afile").write_text("")
+        code, out, err = call("run", face, "--out", "afile", "--report", tmp_path)
+        assert code == 2
+        assert "--out: afile is not a folder that can be written to" in err
+        assert f"--report: {tmp_path} is a folder; name a file" in err
+        assert "ran" not in err
+
+    @pytest.mark.parametrize("value", ["!!bool maybe", "!!float [1]", "!!timestamp foo"])
+    def test_yaml_that_is_no_plain_data(self, call, value):
+        code, _, err = call(
+            "validate", "-", stdin=f"format: calotype/1\nnodes: {{a: {{type: number, params: {{value: {value}}}}}}}"
+        )
+        assert code == 2
+        assert "refused" in err
 
     def test_a_failing_node_exits_with_1_and_is_reported(self, call, face, tmp_path):
         document = json.loads(face.read_text())
@@ -230,10 +276,15 @@ class TestLookingAround:
         texts = [element.text for element in ET.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
         assert "second/paint" in texts
 
+    def test_an_empty_graph_is_drawn(self, call):
+        code, out, _ = call("show", "-", "--as", "svg", stdin='{"format": "calotype/1", "nodes": {}}')
+        assert code == 0
+        assert out.startswith("<svg")
+
     def test_a_cache_is_shown_and_cleared(self, call, face):
         call("run", face, "--cache", "cache")
         assert "3 values" in call("cache", "--cache", "cache")[1]
-        assert call("cache", "--cache", "cache", "clear")[0] == 0
+        assert call("cache", "clear", "--cache", "cache")[0] == 0
         assert "0 values" in call("cache", "--cache", "cache")[1]
         assert "2 ran" in call("run", face, "--cache", "cache")[1]
         assert call("cache", "--cache", "nowhere")[0] == 2

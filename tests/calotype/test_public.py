@@ -32,3 +32,18 @@ def test_importing_calotype_or_asking_for_help_loads_no_torch():
 
 def test_loading_the_nodes_loads_neither_diffusers_nor_transformers():
     assert not {"diffusers", "transformers"} & imported_by("import nodes")
+
+
+def test_an_engine_that_is_never_closed_loses_nothing(tmp_path):
+    code = """
+from calotype import Engine
+engine = Engine(cache="cache", device="cpu")
+nodes = {"p": {"type": "image.load", "params": {"source": "fox.png"}},
+         "r": {"type": "image.resize", "params": {"width": 3000, "height": 3000}, "inputs": {"image": "p.out"}}}
+print(engine.run({"format": "calotype/1", "nodes": nodes, "outputs": {"image": "r"}}).ran())
+"""
+    said = [
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+        for _ in range(2)
+    ]
+    assert said == ["['p', 'r']\n", "[]\n"]

@@ -280,7 +280,7 @@ class TestOrder:
 
     def test_consumers_are_what_links_to_a_step(self):
         program = compiled(chain())
-        found = program.consumers()[program.index["photo"]]
+        found = program.consumers[program.index["photo"]]
         assert {program.steps[position].id for position in found} == {"parts", "start"}
 
     @pytest.mark.parametrize("length", [1, 2, 5])
