@@ -379,7 +379,7 @@ def compare(house, graph):
     result = house.engine.run(graph)
     expected = from_scratch(graph, house.folder)
     assert dict(result.outputs) == expected
-    if house.memory < 1 << 30:
+    if house.memory < 1 << 30 or house.disk == "small disk":
         return  # what is evicted in the middle of a run cannot be foreseen
     for node in result.ran():
         assert foreseen[node] in ("run", "may run"), f"{node} ran, the plan said {foreseen[node]}"
