@@ -90,6 +90,7 @@ class Files:
         self.named = dict(named or {})
         self.anywhere = anywhere
         self._memory = DigestMemory()
+        self._folders: dict[tuple[tuple[str, Digest], ...], Digest] = {}
         self._places: dict[Digest, Path] = {}
 
     def remember_in(self, memory: DigestMemory) -> None:
@@ -173,27 +174,27 @@ class Files:
         return value
 
     def _digest_folder(self, path: str) -> Digest:
-        return digest("folder", [[member, self._digest(os.path.join(path, member))] for member in _members(path)])  # noqa: PTH118
+        members = sorted(_members(path, {os.path.realpath(path)}))
+        known = tuple((member[len(path) + 1 :], self._digest(member)) for member in members)
+        found = self._folders.get(known)
+        if found is None:
+            found = self._folders[known] = digest("folder", known)
+        return found
 
 
-def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """Folders and their files, also behind links, as the loaders see them; a circle of links is walked once."""
-    seen: set[str] = set()
-    for parent, inner, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            inner.clear()
-            continue
-        seen.add(real)
-        yield parent, names
+def _members(folder: str, seen: set[str]) -> Iterator[str]:
+    """The files that make a model, also behind links, as the loaders see them; a circle of links is walked once."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file():
+                if os.path.splitext(entry.name)[1] in MODEL_SUFFIXES:  # noqa: PTH122  paths are text here, for speed
+                    yield entry.path
+            elif entry.is_dir() and not (entry.is_symlink() and _seen(entry.path, seen)):
+                yield from _members(entry.path, seen)
 
 
-def _members(folder: str) -> list[str]:
-    """Relative names of the files that make a model, in order."""
-    found = [
-        os.path.join(parent, name)  # noqa: PTH118
-        for parent, names in _walk(folder)
-        for name in names
-        if os.path.splitext(name)[1] in MODEL_SUFFIXES  # noqa: PTH122
-    ]
-    return sorted(path[len(folder) + 1 :] for path in found)
+def _seen(link: str, seen: set[str]) -> bool:
+    real = os.path.realpath(link)
+    known = real in seen
+    seen.add(real)
+    return known
