@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from engine.errors import Cancelled
+from engine.socket import Socket
 
 if TYPE_CHECKING:
     from engine.models import ModelPool, ModelRef
 
 M = TypeVar("M")
+Preview = Callable[[], Socket]
 
 
 class CancelToken:
@@ -46,24 +48,34 @@ class Context:
         device: str = "cpu",
         exact: bool = False,
         models: "ModelPool | None" = None,
-        listener: Callable[[int, int, object], None] | None = None,
+        listener: Callable[[int, int, Preview | None], None] | None = None,
+        meter: Callable[[str, float], None] | None = None,
         token: CancelToken | None = None,
     ) -> None:
         self.device = device
         self.exact = exact
         self._models = models
         self._listener = listener
+        self._meter = meter
         self._token = token
         self._held: list[ModelRef[object]] = []
         self.loading = 0.0
         """Seconds spent waiting for models; no part of what the node's result costs to make again."""
 
-    def progress(self, done: int, total: int, preview: object = None) -> None:
-        """Report `done` of `total` steps. Every call is a cancel point: it may raise Cancelled."""
+    def progress(self, done: int, total: int, preview: Preview | None = None) -> None:
+        """Report `done` of `total` steps. Every call is a cancel point: it may raise Cancelled.
+
+        `preview` makes a picture of where the node stands; it is called only while somebody looks.
+        """
         if self._token is not None:
             self._token.check()
         if self._listener is not None:
             self._listener(done, total, preview)
+
+    def measure(self, name: str, value: float) -> None:
+        """Report `value` of what `name` says, such as the latents in one UNet call, for those who keep count."""
+        if self._meter is not None:
+            self._meter(name, value)
 
     def model(self, ref: "ModelRef[M]") -> M:
         """The module behind a reference, on the device; it stays there until the node returns."""

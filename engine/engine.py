@@ -4,26 +4,29 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from engine import event
 from engine.budget import Ledger
 from engine.catalogue import Catalogue
 from engine.context import CancelToken
-from engine.digest import digest
+from engine.digest import Digest, digest
 from engine.disk import Disk
-from engine.errors import Cancelled, FileChanged, GraphError, RunFailed
-from engine.event import Outcome, RunFinished, RunStarted, Trouble
+from engine.errors import CalotypeError, Cancelled, FileChanged, FileError, GraphError, RunFailed
+from engine.event import RunFinished, RunStarted, Trouble
 from engine.file import File, Files
 from engine.graph import Graph
 from engine.host import Host
+from engine.loop import Loop
 from engine.models import ModelPool
 from engine.plan import Planned, Survey
 from engine.program import Port, Program, compile_graph
 from engine.registry import Registry
-from engine.run import Listener, NodeReport, Resources, Run
+from engine.run import Bounds, Listener, NodeReport, Resources, Run
 from engine.socket import Socket
 from engine.store import Store
 from engine.trace import CataloguedDigests, Records, Traces
@@ -46,6 +49,8 @@ class Result:
     failures: Mapping[str, BaseException] = field(default_factory=dict)
     files: Mapping[str, File] = field(default_factory=dict)
     """`node.param` -> each file that the run planned with."""
+    identities: Mapping[str, Digest] = field(default_factory=dict)
+    """What the outputs are known by: equal identities, equal values."""
 
     def __getitem__(self, name: str) -> Socket:
         """One output. Raises the node's failure where it has none."""
@@ -55,7 +60,7 @@ class Result:
 
     def ran(self) -> list[str]:
         """The nodes that ran, in topological order."""
-        return [node for node, report in self.nodes.items() if report.outcome is Outcome.RAN]
+        return [node for node, report in self.nodes.items() if report.outcome is event.Outcome.RAN]
 
     def report(self, paths: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
         """The report as JSON values; `paths` are the files that the outputs were saved to."""
@@ -73,12 +78,28 @@ class Result:
         return {"run": self.run, "seconds": round(self.seconds, 6), "nodes": nodes, "outputs": outputs}
 
 
+@dataclass(frozen=True, eq=False)
+class Order:
+    """A graph to run, for which outputs (None: all), and who listens."""
+
+    graph: Graph
+    outputs: Sequence[str] | None = None
+    arguments: Mapping[str, Socket] | None = None
+    listener: Listener = lambda _: None
+    token: CancelToken = field(default_factory=CancelToken)
+
+
+Outcome = Result | CalotypeError | Cancelled
+"""What becomes of an order."""
+
+
 class Engine:
     """Runs graphs; whatever was computed once, here or by another process with the same `cache`, is found again.
 
     `memory` and `host_memory` are budgets in bytes for the device (values and models together) and, on an accelerator,
     for the host; the default is half of what is free. `cache` names the folder of the disk tier. `exact` never fuses
-    calls. `strict` makes a value that is re-made differently an error. Safe to use from several threads; runs queue.
+    calls. `strict` makes a value that is re-made differently an error. `bounds` judges what nodes are called with and
+    give. Safe to use from several threads: runs queue, while `plan` and `recall` answer in between.
     """
 
     def __init__(
@@ -94,6 +115,7 @@ class Engine:
         exact: bool = False,
         strict: bool = False,
         numerics: Mapping[str, str] | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         self.registry = registry
         self.device = device or Host()
@@ -108,11 +130,16 @@ class Engine:
         self.store = Store(ledger, self._host_ledger(host_memory), self._disk)
         self.traces = Traces(self._catalogue)
         self.records = Records(self._catalogue)
-        self._resources = Resources(self.device, self.store, self.traces, ModelPool(self.files, ledger), ledger)
+        self._lock = threading.RLock()
+        """Guards the books: store, traces, records, models. Free while a node works."""
+        self._turn = threading.RLock()
+        """Whose run it is."""
+        self.files.aside = self._aside
+        models = ModelPool(self.files, ledger, self._lock)
+        self._resources = Resources(self.device, self.store, self.traces, models, ledger, bounds or Bounds())
         settings = {"device": self.device.kind, "mode": "exact" if exact else "fast", **(numerics or {})}
         self._numerics = digest("numerics", settings)
         self._programs: weakref.WeakKeyDictionary[Graph, Program] = weakref.WeakKeyDictionary()
-        self._lock = threading.RLock()
         self._shut = weakref.finalize(self, _shut, self._disk, self._catalogue)
 
     def run(
@@ -130,13 +157,43 @@ class Engine:
         Raises GraphError where the graph is refused, Cancelled, and RunFailed where nodes failed; with `check=False`
         failures are in the result instead, beside whatever the other branches gave.
         """
-        with self._lock:
-            graph, program = self._settled(graph, arguments)
-            wanted = _wanted(program, outputs)
-            result = self._run(graph, program, wanted, listener, token or CancelToken())
+        found: list[Outcome] = []
+        order = Order(graph, outputs, arguments, listener, token or CancelToken())
+        self.together([order], lambda _, outcome: found.append(outcome))
+        (result,) = found
+        if not isinstance(result, Result):
+            raise result
         if check and result.failures:
             raise RunFailed(result.failures)
         return result
+
+    def together(self, orders: Sequence[Order], done: Callable[[int, Outcome], None]) -> None:
+        """Run many graphs side by side: what several of them need runs once, and fusible nodes share their calls.
+
+        `done` gets each order's index and result as soon as it is complete, in whatever order that is: a Result, which
+        may have failures, or the GraphError, FileChanged or Cancelled that ended it. Every order keeps its own listener
+        and token; one that fails or is cancelled leaves the others alone.
+        """
+        with self._turn:
+            Session(self, orders, done).run()
+
+    def recall(self, graph: Graph, outputs: Sequence[str] | None = None, *, timeout: float = -1) -> Result | None:
+        """The result of a graph of which nothing has to run, even while another one runs; None where something has to.
+
+        Raises GraphError, and TimeoutError where the engine's books are not free within `timeout` seconds (-1: waits).
+        """
+        if not self._lock.acquire(timeout=timeout):
+            raise TimeoutError("the engine is busy")
+        try:
+            program = self.program(graph)
+            return None if program.unsettled else self._recalled(graph, program, _wanted(program, outputs))
+        finally:
+            self._lock.release()
+
+    def settle(self, graph: Graph) -> Graph:
+        """The graph with its fresh values, such as seeds of -1, drawn and written into it. Raises GraphError."""
+        with self._lock:
+            return self._settled(graph, None)[0]
 
     def plan(
         self, graph: Graph, outputs: Sequence[str] | None = None, *, arguments: Mapping[str, Socket] | None = None
@@ -182,6 +239,13 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         """Close."""
         self.close()
+
+    def _troubles(self) -> Iterator[str]:
+        """What is wrong with the cache folder."""
+        for kind, why in (self._disk.unwritten if self._disk else {}).items():
+            yield f"{kind} is not kept on disk: {why}"
+        if self._catalogue and self._catalogue.trouble:
+            yield f"the cache folder is not written to: {self._catalogue.trouble}"
 
     def _host_ledger(self, budget: int | None) -> Ledger | None:
         if self.device.name == "cpu":
@@ -238,48 +302,152 @@ class Engine:
             records=self.records,
         )
 
-    def _run(
-        self, graph: Graph, program: Program, wanted: Mapping[str, Port], listener: Listener, token: CancelToken
-    ) -> Result:
-        """One run, planned again where a file changes under it."""
-        run_id, began, state = uuid.uuid4().hex, time.perf_counter(), "failed"
-        listener(RunStarted(run_id, len(program.ancestors(wanted.values()))))
+    def _recalled(self, graph: Graph, program: Program, wanted: Mapping[str, Port]) -> Result | None:
+        began = time.perf_counter()
+        survey = self._survey(program, list(wanted.values()))
         try:
-            for left in reversed(range(REPLANS + 1)):
-                survey = self._survey(program, list(wanted.values()))
-                run = Run(run_id, survey, self._resources, self.exact, self.strict, listener, token, self.records)
-                try:
-                    values = self._follow(run, wanted)
-                    break
-                except FileChanged as error:
-                    if not left:
-                        raise
-                    listener(Trouble(run_id, "", f"{error}; planned again"))
-            state = "failed" if run.failures else "done"
-        except Cancelled:
-            state = "cancelled"
-            raise
-        finally:
-            for kind, why in (self._disk.unwritten if self._disk else {}).items():
-                listener(Trouble(run_id, "", f"{kind} is not kept on disk: {why}"))
-            if self._catalogue and self._catalogue.trouble:
-                listener(Trouble(run_id, "", f"the cache folder is not written to: {self._catalogue.trouble}"))
-            seconds = time.perf_counter() - began
-            listener(RunFinished(run_id, state, seconds))
-        return Result(run_id, graph, seconds, values, run.reports, run.failures, _files(survey))
-
-    def _follow(self, run: Run, wanted: Mapping[str, Port]) -> dict[str, Socket]:
-        """Run the loop and fetch the wanted values; whatever happens, what finished is remembered and told."""
-        survey = run.survey
-        try:
-            run.loop()
-            known = {name: identity for name, port in wanted.items() if (identity := survey.identity(port)) is not None}
-            return run.values(known)
-        finally:
+            if survey.ready or not all(mark.identified for mark in survey.marks.values()):
+                return None
+            run = Run(uuid.uuid4().hex, survey, wanted, self._resources, last=self.records)
+            if not run.collect() or run.values.keys() != wanted.keys():
+                return None
             run.conclude()
             self.records.put(run.records())
+            return _result(run, graph, time.perf_counter() - began)
+        finally:
             survey.close()
             self.store.trim()
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Let other threads at the books for a while, where this one holds them."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._lock.acquire()
+
+
+class Session:
+    """One turn of the engine: orders taken on together, each from its plan to its outcome."""
+
+    def __init__(self, engine: Engine, orders: Sequence[Order], done: Callable[[int, Outcome], None]) -> None:
+        self._engine = engine
+        self._orders = orders
+        self._done = done
+        self._loop = Loop(engine._resources, engine._aside)
+        self._open: dict[int, _Story] = {}
+
+    def run(self) -> None:
+        """See every order to its end."""
+        engine = self._engine
+        with engine._lock:
+            try:
+                for index, order in enumerate(self._orders):
+                    self._begin(index, order)
+                while (run := self._loop.advance()) is not None:
+                    self._end(next(index for index, story in self._open.items() if story.run is run))
+            finally:
+                for story in self._open.values():
+                    story.conclude()
+
+    def _begin(self, index: int, order: Order) -> None:
+        try:
+            story = _Story(self._engine, order)
+            self._open[index] = story
+            self._loop.add(story.plan())
+        except (GraphError, FileError) as error:
+            self._close(index, error)
+
+    def _end(self, index: int) -> None:
+        story = self._open[index]
+        if isinstance(story.run.ended, FileChanged) and story.replans:
+            try:
+                self._loop.add(story.replan(story.run.ended))
+            except (GraphError, FileError) as error:
+                self._close(index, error)
+            return
+        self._close(index, story.run.ended)
+
+    def _close(self, index: int, error: BaseException | None) -> None:
+        story = self._open.pop(index, None)
+        result = story.conclude(error) if story else None
+        outcome = error or result
+        assert isinstance(outcome, Result | CalotypeError | Cancelled)
+        with self._engine._aside():
+            self._done(index, outcome)
+
+
+class _Story:
+    """One order on its way; planned again where a file changes under it."""
+
+    def __init__(self, engine: Engine, order: Order) -> None:
+        """Raises GraphError."""
+        self._engine = engine
+        self._listener = order.listener
+        self._token = order.token
+        self._graph, self._program = engine._settled(order.graph, order.arguments)
+        self._wanted = _wanted(self._program, order.outputs)
+        self._id = uuid.uuid4().hex
+        self._began = time.perf_counter()
+        self._run: Run | None = None
+        self.replans = REPLANS
+        self._listener(RunStarted(self._id, len(self._program.ancestors(self._wanted.values()))))
+
+    @property
+    def run(self) -> Run:
+        """The run as planned last."""
+        assert self._run is not None
+        return self._run
+
+    def plan(self) -> Run:
+        """The run that the order asks for. Raises GraphError."""
+        engine = self._engine
+        survey = engine._survey(self._program, list(self._wanted.values()))
+        self._run = Run(
+            self._id,
+            survey,
+            self._wanted,
+            engine._resources,
+            engine.exact,
+            engine.strict,
+            self._listener,
+            self._token,
+            engine.records,
+        )
+        return self._run
+
+    def replan(self, changed: FileChanged) -> Run:
+        """The run again, now that a file is another. Raises GraphError."""
+        self.replans -= 1
+        self._settle()
+        self._listener(Trouble(self._id, "", f"{changed}; planned again"))
+        return self.plan()
+
+    def conclude(self, error: BaseException | None = None) -> Result | None:
+        """Whatever happened: what finished is remembered and told."""
+        if self._run is not None:
+            self._settle()
+        failed = self._run is None or self._run.failures or self._run.values.keys() != self._wanted.keys()
+        state = "cancelled" if isinstance(error, Cancelled) else "failed" if error or failed else "done"
+        for message in self._engine._troubles():
+            self._listener(Trouble(self._id, "", message))
+        seconds = time.perf_counter() - self._began
+        self._listener(RunFinished(self._id, state, seconds))
+        if self._run is None:
+            return None
+        return _result(self._run, self._graph, seconds)
+
+    def _settle(self) -> None:
+        run, engine = self.run, self._engine
+        run.conclude()
+        engine.records.put(run.records())
+        run.survey.close()
+        engine.store.trim()
 
 
 def _shut(disk: Disk | None, catalogue: Catalogue | None) -> None:
@@ -292,6 +460,12 @@ def _shut(disk: Disk | None, catalogue: Catalogue | None) -> None:
 def _wanted(program: Program, outputs: Sequence[str] | None) -> dict[str, Port]:
     names = program.outputs if outputs is None else outputs
     return {name: program.port(name) for name in names}
+
+
+def _result(run: Run, graph: Graph, seconds: float) -> Result:
+    found = {name: run.survey.identity(port) for name, port in run.wanted.items()}
+    known = {name: identity for name, identity in found.items() if identity is not None}
+    return Result(run.id, graph, seconds, run.values, run.reports, run.failures, _files(run.survey), known)
 
 
 def _files(survey: Survey) -> dict[str, File]:

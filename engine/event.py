@@ -1,7 +1,10 @@
 """What a run tells its listeners: frozen values, in the order in which things happen."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+
+from engine.socket import Socket
 
 
 class Outcome(StrEnum):
@@ -38,12 +41,25 @@ class NodeStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class NodeProgress(Event):
-    """A running node has done `done` of `total` steps; `preview` is what it shows, if anything."""
+    """A running node has done `done` of `total` steps.
+
+    `preview` makes a picture of where it stands, at a price: call it only while somebody looks, before the listener
+    returns.
+    """
 
     node: str
     done: int
     total: int
-    preview: object = None
+    preview: Callable[[], Socket] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMeasured(Event):
+    """A running node has something to count: `value` of what `name` says, such as the latents in one UNet call."""
+
+    node: str
+    name: str
+    value: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -92,6 +93,8 @@ class Files:
         self._memory = DigestMemory()
         self._folders: dict[tuple[tuple[str, Digest], ...], Digest] = {}
         self._places: dict[Digest, Path] = {}
+        self.aside: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Gives way to other threads while a file is digested, which may take a while."""
 
     def remember_in(self, memory: DigestMemory) -> None:
         """Keep digests of unchanged files there from now on."""
@@ -166,7 +169,7 @@ class Files:
         known = self._memory.get(before)
         if known is not None:
             return known
-        with open(path, "rb") as stream:  # noqa: PTH123  paths are text here, for speed
+        with self.aside(), open(path, "rb") as stream:  # noqa: PTH123  paths are text here, for speed
             value = hashlib.file_digest(stream, "sha256").digest()
         quiet = began - max(before[3], before[4]) > RACY_NS
         if quiet and stamp(path) == before:

@@ -1,8 +1,10 @@
 """Models: a frozen reference travels on the wires; the module behind it is loaded when a node asks, and shared."""
 
+import threading
 import time
 from abc import abstractmethod
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -42,7 +44,11 @@ class ModelPool:
 
     name = "models"
 
-    def __init__(self, files: Files | None = None, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self, files: Files | None = None, ledger: Ledger | None = None, lock: AbstractContextManager[Any] | None = None
+    ) -> None:
+        """`lock` guards the ledger; it is free while a module is loaded. One thread at a time loads."""
+        self._lock = lock or threading.RLock()
         self._files = files or Files()
         self._ledger = ledger or Ledger("cpu", 1 << 62)
         self._policy: Gdsf[Digest] = Gdsf(lambda: self._ledger.capacity, self._ledger.ageing)
@@ -55,12 +61,13 @@ class ModelPool:
     def acquire(self, ref: ModelRef[M], place: str) -> M:
         """The module behind `ref`, loaded if need be; `release` it when done."""
         key = self._keys[ref] = self._keys.get(ref) or ref.identity()
-        if key in self._resident:
-            self._policy.use(key)
-        else:
-            self._load(key, cast("ModelRef[object]", ref), place)
-        self._holds[key] += 1
-        return cast("M", self._resident[key].module)
+        with self._lock:
+            resident = self._resident.get(key)
+            if resident is not None:
+                self._policy.use(key)
+                self._holds[key] += 1
+                return cast("M", resident.module)
+        return cast("M", self._load(key, cast("ModelRef[object]", ref), place))
 
     def release(self, ref: ModelRef[object]) -> None:
         """Nobody needs the module for this call any more; it stays until its bytes are wanted."""
@@ -88,13 +95,14 @@ class ModelPool:
     def _victim(self) -> Digest | None:
         return self._policy.victim(spared=lambda key: self._holds[key] > 0)
 
-    def _load(self, key: Digest, ref: ModelRef[object], place: str) -> None:
+    def _load(self, key: Digest, ref: ModelRef[object], place: str) -> object:
         began = time.perf_counter()
         module = ref.load(self._files, place)
         size = ref.module_bytes(module)
-        self._resident[key] = _Resident(module, size)
-        self._bytes += size
-        self._policy.admit(key, size, time.perf_counter() - began)
-        self._holds[key] += 1
-        self._ledger.make_room()
-        self._holds[key] -= 1
+        with self._lock:
+            self._resident[key] = _Resident(module, size)
+            self._bytes += size
+            self._policy.admit(key, size, time.perf_counter() - began)
+            self._holds[key] += 1
+            self._ledger.make_room()
+        return module

@@ -1,22 +1,22 @@
-"""The loop: take a step that is ready, run it, feed what it gave back into the survey, until nothing is left."""
+"""One run: which step is next, what it is called with, what becomes of what it gave, and the report of it all."""
 
 import copy
 import heapq
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine import errors
 from engine.budget import Ledger
-from engine.context import CancelToken, Context
+from engine.context import CancelToken, Context, Preview
 from engine.digest import Digest
-from engine.event import Event, NodeFinished, NodeProgress, NodeStarted, Outcome, Trouble
+from engine.event import Event, NodeFinished, NodeMeasured, NodeProgress, Outcome, Trouble
 from engine.host import Host
 from engine.models import ModelPool
+from engine.node import NodeDef
 from engine.param import Param
 from engine.plan import Mark, Survey
-from engine.program import Source, Step
+from engine.program import Port, Source, Step
 from engine.socket import Int, Socket
 from engine.store import Store
 from engine.trace import Record, Records, Trace, Traces
@@ -35,6 +35,16 @@ class NodeReport:
     needs: tuple[str, ...] = ()
 
 
+class Bounds:
+    """What calls may ask for and give; this one allows everything. A refusal is a ValueError, and fails the node."""
+
+    def before(self, definition: NodeDef, arguments: Mapping[str, Any]) -> None:
+        """Judge the arguments of a call."""
+
+    def after(self, definition: NodeDef, outputs: Sequence[Socket]) -> None:
+        """Judge what it gave."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What a run works with; one engine owns them."""
@@ -44,6 +54,7 @@ class Resources:
     traces: Traces
     models: ModelPool
     ledger: Ledger
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 @dataclass
@@ -52,6 +63,7 @@ class Run:
 
     id: str
     survey: Survey
+    wanted: Mapping[str, Port]
     resources: Resources
     exact: bool = False
     strict: bool = False
@@ -61,38 +73,52 @@ class Run:
 
     def __post_init__(self) -> None:
         """Nothing has happened yet."""
+        self.values: dict[str, Socket] = {}
+        self.postponed: list[int] = []
+        self.shared: set[int] = set()
+        self.ended: BaseException | None = None
+        """Cancelled or FileChanged, where that ended the run."""
         self.failures: dict[str, BaseException] = {}
         self.reports: dict[str, NodeReport] = {}
         self.ran: dict[int, float] = {}
         self._failed: dict[int, str] = {}
         self._touched: set[Digest] = set()
 
-    def loop(self) -> None:
-        """Run everything that has to. Raises Cancelled, FileChanged; what a node raises becomes a failure."""
-        ready = self.survey.ready
-        postponed: list[int] = []
-        while ready or postponed:
-            if ready:
-                position = -heapq.heappop(ready)
-                if self._may_fuse(position):
-                    postponed.append(position)
-                else:
-                    self._run([position])
-            else:
-                self._run(self._group(postponed))
+    @property
+    def idle(self) -> bool:
+        """Nothing can run at present: everything is done, or waits for something that failed."""
+        return not self.survey.ready and not self.postponed
 
-    def values(self, wanted: Mapping[str, Digest]) -> dict[str, Socket]:
-        """The wanted values; a damaged one is made again."""
-        found: dict[str, Socket] = {}
-        for name, identity in wanted.items():
+    def advance(self, *, company: bool) -> "Call | None":
+        """The next call that has to run now; None where there is none, or what is left may be fused.
+
+        In `company` other runs may have made a value meanwhile: it is taken instead. Raises Cancelled, FileChanged.
+        """
+        self.token.check()
+        while self.survey.ready:
+            position = -heapq.heappop(self.survey.ready)
+            if company and self.take(position):
+                continue
+            if self._may_fuse(position):
+                self.postponed.append(position)
+            elif (call := self.call(position)) is not None:
+                return call
+        return None
+
+    def collect(self) -> bool:
+        """Fetch the wanted values; False where one is damaged or gone, and is made again."""
+        for name, port in self.wanted.items():
+            identity = self.survey.identity(port)
+            if identity is None or name in self.values:
+                continue
             value = self._value(identity)
-            if value is None:
-                self.survey.want(identity)
-                self.loop()
-                value = self._value(identity)
             if value is not None:
-                found[name] = value
-        return found
+                self.values[name] = value
+            else:
+                self.survey.want(identity)
+                if not self.idle:
+                    return False
+        return True
 
     def conclude(self) -> None:
         """Settle the reports, and announce what did not have to run."""
@@ -132,31 +158,28 @@ class Run:
     def _may_fuse(self, position: int) -> bool:
         return not self.exact and self._step(position).definition.many is not None
 
-    def _group(self, postponed: list[int]) -> list[int]:
-        """All the calls of one node type that are ready, in topological order."""
-        type_ = self._step(postponed[0]).definition.type
-        group = sorted(position for position in postponed if self._step(position).definition.type == type_)
-        postponed[:] = [position for position in postponed if position not in group]
-        return group
+    def take(self, position: int) -> bool:
+        """Settle a step with what another run has made of it, if so."""
+        key = self.survey.marks[position].key
+        assert key is not None
+        trace = self.resources.traces.get(key)
+        if trace is None or not all(self.survey.available(identity) for identity in trace.outputs):
+            return False
+        self.shared.add(position)
+        self.survey.finish(position, trace.outputs)
+        return True
 
-    def _run(self, positions: Sequence[int]) -> None:
-        calls = [call for position in positions if (call := self._call(position)) is not None]
-        if not calls:
-            return
-        self.token.check()
-        for call in calls:
-            self.listener(NodeStarted(self.id, call.step.id, call.step.definition.type, call.reason))
-        began = time.perf_counter()
-        try:
-            returned = self._attempt(calls)
-        finally:
-            for call in calls:
-                call.context.release()
-        seconds = (time.perf_counter() - began) / len(calls)
-        for call, result in zip(calls, returned, strict=True):
-            self._settle(call, result, seconds)
+    def key(self, position: int) -> Digest:
+        """The key of a step that is ready."""
+        key = self.survey.marks[position].key
+        assert key is not None
+        return key
 
-    def _call(self, position: int) -> "_Call | None":
+    def again(self, position: int) -> None:
+        """A step that was taken up did not run; it is ready still."""
+        heapq.heappush(self.survey.ready, -position)
+
+    def call(self, position: int) -> "Call | None":
         """Everything one call needs; None where a value has to be made again first, or a literal is refused."""
         step = self._step(position)
         values: dict[Digest, Socket] = {}
@@ -172,13 +195,14 @@ class Run:
         context = self._context(step)
         try:
             arguments = self._arguments(step, values, mark.files)
+            self.resources.bounds.before(step.definition, arguments)
         except ValueError as error:
             self._fail(position, error)
             return None
         if step.definition.context:
             arguments[step.definition.context] = context
         inputs = {name: stamps for name in step.definition.inputs if (stamps := _stamps(arguments.get(name)))}
-        return _Call(position, step, mark.reason, arguments, context, inputs)
+        return Call(self, position, step, mark.reason, arguments, context, inputs)
 
     def _arguments(self, step: Step, values: Mapping[Digest, Socket], files: Mapping[str, Any]) -> dict[str, Any]:
         arguments: dict[str, Any] = {**copy.deepcopy(dict(step.values)), **files}
@@ -206,67 +230,32 @@ class Run:
         return value
 
     def _context(self, step: Step) -> Context:
-        def listen(done: int, total: int, preview: object) -> None:
+        def listen(done: int, total: int, preview: Preview | None) -> None:
             self.listener(NodeProgress(self.id, step.id, done, total, preview))
+
+        def measure(name: str, value: float) -> None:
+            self.listener(NodeMeasured(self.id, step.id, name, value))
 
         return Context(
             device=self.resources.device.name,
             exact=self.exact,
             models=self.resources.models,
             listener=listen,
+            meter=measure,
             token=self.token,
         )
 
-    def _attempt(self, calls: "Sequence[_Call]") -> list[Any]:
-        """The out-of-memory ladder: free everything unpinned and try again, then smaller groups, then give up."""
-        outcome = self._invoke(calls)
-        if not self._ran_out(outcome):
-            return outcome
-        freed = self.resources.ledger.free_everything()
-        self.resources.device.trim()
-        outcome = self._invoke(calls)
-        if not self._ran_out(outcome):
-            return outcome
-        if len(calls) > 1:
-            half = len(calls) // 2
-            return [*self._attempt(calls[:half]), *self._attempt(calls[half:])]
-        held = ", ".join(f"{name} {size}" for name, size in self.resources.ledger.statement().items())
-        return [
-            errors.OutOfMemory(
-                f"out of memory on {self.resources.device.name} after freeing {freed} bytes (bytes held: {held}); "
-                "use a smaller size, a smaller batch or a smaller model"
-            )
-        ]
-
-    def _ran_out(self, outcome: Sequence[Any]) -> bool:
-        return any(isinstance(item, Exception) and self.resources.device.out_of_memory(item) for item in outcome)
-
-    def _invoke(self, calls: "Sequence[_Call]") -> list[Any]:
-        """Run the calls; an exception stands where a result would. Cancelled and FileChanged pass through."""
-        definition = calls[0].step.definition
-        try:
-            with self.resources.device:
-                if len(calls) > 1 and definition.many is not None:
-                    outcome = list(definition.many([call.arguments for call in calls]))
-                else:
-                    outcome = [definition.function(**calls[0].arguments)]
-                self.resources.device.sync()
-        except errors.FileChanged:
-            raise
-        except Exception as error:  # noqa: BLE001  nodes may raise anything
-            return [error] * len(calls)
-        if len(outcome) != len(calls):
-            wrong = errors.OutputRefused(f"{definition.type}: many gave {len(outcome)} results for {len(calls)} calls")
-            return [wrong] * len(calls)
-        return outcome
-
-    def _settle(self, call: "_Call", result: Any, seconds: float) -> None:
+    def settle(self, call: "Call", result: Any, seconds: float) -> None:
+        """Take what a call gave, or the exception in its place. Raises Cancelled and FileChanged."""
         try:
             self._check_inputs(call)
-            if isinstance(result, Exception):
+            if isinstance(result, BaseException):
                 raise result
             outputs = call.step.definition.unpack(result)
+            self.resources.bounds.after(call.step.definition, outputs)
             ids = self._identities(call, outputs)
+        except errors.FileChanged:
+            raise
         except Exception as error:  # noqa: BLE001  of the node, whatever it is
             self._fail(call.position, error, seconds)
             return
@@ -290,7 +279,7 @@ class Run:
         self.resources.store.pin(identity)
         self.resources.store.put(identity, value.move(self.resources.device.name), seconds, trim=False)
 
-    def _check_inputs(self, call: "_Call") -> None:
+    def _check_inputs(self, call: "Call") -> None:
         for name, stamps in call.stamps.items():
             if _stamps(call.arguments[name]) == stamps and not (self.strict and self._differs_from_promise(call, name)):
                 continue
@@ -299,7 +288,7 @@ class Run:
                 self.resources.store.discard(self._identity_of(source, index))
             raise errors.InputMutated(f"it wrote into its input {name!r}; nodes must copy what they change")
 
-    def _differs_from_promise(self, call: "_Call", name: str) -> bool:
+    def _differs_from_promise(self, call: "Call", name: str) -> bool:
         """Whether an input's content is no longer what it is known as: finds the writes that leave no stamp."""
         source = next(source for source in call.step.sources if source.name == name)
         values = call.arguments[name] if source.many else (call.arguments[name],)
@@ -308,7 +297,7 @@ class Run:
             for index, value in enumerate(values)
         )
 
-    def _identities(self, call: "_Call", outputs: Sequence[Socket]) -> tuple[Digest, ...]:
+    def _identities(self, call: "Call", outputs: Sequence[Socket]) -> tuple[Digest, ...]:
         promised = self.survey.marks[call.position].ids
         found: list[Digest] = []
         for (port, socket), promise, value in zip(call.step.definition.outputs.items(), promised, outputs, strict=True):
@@ -339,6 +328,8 @@ class Run:
         mark = self.survey.marks[position]
         if position in self._failed:
             return Outcome.FAILED, self._failed[position]
+        if position in self.shared:
+            return Outcome.HIT, "hit"
         if position in self.ran:
             return Outcome.RAN, mark.reason
         if mark.todo or not mark.identified:
@@ -374,7 +365,10 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class Call:
+    """One call of a node: the run that it belongs to, its step, and everything that the function takes."""
+
+    run: Run
     position: int
     step: Step
     reason: str

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 from engine.catalogue import Catalogue
@@ -11,6 +12,8 @@ from engine.file import DigestMemory, Stamp
 
 SIZE = 32
 """Bytes of one identity."""
+REMEMBERED = 100_000
+"""Traces in memory, where the catalogue has them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +37,21 @@ class Traces:
         if found is None and self._catalogue is not None:
             row = self._catalogue.one("SELECT outputs, seconds FROM traces WHERE key=?", key)
             if row is not None:
-                found = self._memory[key] = Trace(_split(row[0]), row[1])
+                found = Trace(_split(row[0]), row[1])
+                self._remember(key, found)
         return found
 
     def put(self, key: Digest, trace: Trace) -> None:
         """Remember what a call gave. The first trace of a key stands: another process may have promised it already."""
-        self._memory.setdefault(key, trace)
+        self._remember(key, trace)
         if self._catalogue is not None:
             self._catalogue.write("INSERT OR IGNORE INTO traces VALUES (?,?,?)", [_row(key, trace)])
+
+    def _remember(self, key: Digest, trace: Trace) -> None:
+        self._memory.setdefault(key, trace)
+        if len(self._memory) > REMEMBERED and self._catalogue is not None and self._catalogue.trouble is None:
+            for old in list(islice(self._memory, REMEMBERED // 2)):
+                del self._memory[old]
 
     def clear(self) -> None:
         """Forget everything."""

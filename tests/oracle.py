@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from toys import REGISTRY, Blob, Wave
 
 from engine.context import CancelToken
-from engine.engine import Engine
+from engine.engine import Engine, Order
 from engine.errors import Cancelled
 from engine.event import NodeStarted
 from engine.file import File, Files
@@ -40,7 +40,7 @@ CHOICES = {
 TYPES = [type_ for type_ in REGISTRY if type_ != "toy.grid"]
 
 EDITS = ["add", "add", "param", "param", "param", "link", "swap", "swap", "rename", "remove"]
-MOVES = [*EDITS, "file", "evict", "cancel", "restart", "nest", "nest"]
+MOVES = [*EDITS, "file", "evict", "cancel", "restart", "nest", "nest", "together", "together"]
 number = st.integers(0, 50)
 move = st.tuples(st.sampled_from(MOVES), number, number, number)
 scripts = st.tuples(
@@ -285,6 +285,8 @@ def check(make, script):
                 house.restart()
             elif kind == "nest":
                 compare_nested(house, sketch.document(b), a)
+            elif kind == "together":
+                compare_together(house, sketch, (a, b, c))
             compare(house, sketch.document(c))
     finally:
         house.close()
@@ -371,6 +373,40 @@ def compare_nested(house, graph, number):
         letters = {name: reached(graph, link, axes) for name, link in blobs.items()}
         expected = from_cells(cells, blobs, axes, letters, house.folder)
         assert dict(house.engine.run(whole).outputs) == expected
+
+
+def compare_together(house, sketch, numbers):
+    """Several variants of a graph at once, one of which may be cancelled on its way; then each of them recalled."""
+    graphs = [variant(sketch.document(number), number) for number in (*numbers, sum(numbers))]
+    token, left, outcomes = CancelToken(), [numbers[0] % 6], {}
+
+    def listener(event):
+        if isinstance(event, NodeStarted):
+            left[0] -= 1
+            if left[0] < 0:
+                token.cancel()
+
+    orders = [Order(graph) for graph in graphs]
+    orders[0] = Order(graphs[0], listener=listener, token=token)
+    house.engine.together(orders, outcomes.__setitem__)
+    assert outcomes.keys() == set(range(len(graphs)))
+    for index, graph in enumerate(graphs):
+        if index == 0 and isinstance(outcomes[0], Cancelled):
+            continue
+        expected = from_scratch(graph, house.folder)
+        assert dict(outcomes[index].outputs) == expected
+        recalled = house.engine.recall(graph)
+        assert recalled is None or dict(recalled.outputs) == expected
+
+
+def variant(graph, number):
+    """The graph with one literal changed, or as it is."""
+    literals = [(node, param) for node, found in graph.document.nodes.items() for param in found.params]
+    if not literals or number % 4 == 0:
+        return graph
+    node, param = literals[number % len(literals)]
+    choices = CHOICES[graph.document.nodes[node].type, param]
+    return graph.set({f"{node}.{param}": choices[number // 2 % len(choices)]})
 
 
 def compare(house, graph):

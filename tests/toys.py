@@ -18,6 +18,10 @@ LOG: list[str] = []
 """Types of the nodes that were called since it was last cleared."""
 
 
+GROUPS: list[int] = []
+"""How many calls of `toy.scale` were made together, each time there were several."""
+
+
 def mixed(*parts):
     """Eight characters that depend on all parts and on their order."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=4).hexdigest()
@@ -142,7 +146,13 @@ def grid(blobs: tuple[Blob, ...], columns: int, x_labels: list[str], y_labels: l
     return Blob(mixed("grid", columns, x_labels, y_labels, *(item.text for item in blobs)))
 
 
-@node("toy.scale", version=1)
+def scale_many(calls):
+    """Several calls of `toy.scale` in one."""
+    GROUPS.append(len(calls))
+    return [scale(**call) for call in calls]
+
+
+@node("toy.scale", version=1, many=scale_many)
 def scale(by: Float, wave: Wave) -> Wave:
     """A wave times a number."""
     LOG.append("toy.scale")

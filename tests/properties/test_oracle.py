@@ -16,7 +16,9 @@ from engine import expand, program
 from engine.digest import digest, encode
 from engine.engine import Engine
 from engine.errors import RunFailed
+from engine.loop import Loop
 from engine.plan import Survey
+from engine.run import Run
 from engine.socket import Socket
 
 EXAMPLES = int(os.environ.get("CALOTYPE_ORACLE_EXAMPLES", "2000"))
@@ -110,7 +112,47 @@ def forgets_what_the_outer_graph_sets():
     return patch.object(expand._Scope, "params", lambda scope, node: dict(scope.document.nodes[node].params))
 
 
+def gives_fused_results_to_the_wrong_calls():
+    """What several calls gave together is handed out in another order."""
+    original = Loop._invoke
+    return patch.object(Loop, "_invoke", lambda loop, calls: original(loop, calls)[::-1])
+
+
+def takes_what_another_run_made_by_node_id():
+    """Runs side by side share what a node of that id gave, whatever it was called with."""
+    made, settle = {}, Run.settle
+
+    def settled(self, call, result, seconds):
+        settle(self, call, result, seconds)
+        made[call.step.id, call.step.definition.type] = self.survey.marks[call.position].ids
+
+    def take(self, position):
+        step = self._step(position)
+        ids = made.get((step.id, step.definition.type))
+        if not ids or not all(self.survey.available(identity) for identity in ids):
+            return False
+        self.survey.finish(position, ids)
+        return True
+
+    return patch.multiple(Run, settle=settled, take=take)
+
+
+def recalls_by_node_ids():
+    """A graph is recalled for another one whose nodes have the same ids."""
+    original, known = Engine._recalled, {}
+
+    def recalled(self, graph, program, wanted):
+        names = tuple(step.id for step in program.steps), tuple(wanted)
+        found = original(self, graph, program, wanted)
+        return known.setdefault((id(self), *names), found) if found else None
+
+    return patch.object(Engine, "_recalled", recalled)
+
+
 MISTAKES = [
+    gives_fused_results_to_the_wrong_calls,
+    takes_what_another_run_made_by_node_id,
+    recalls_by_node_ids,
     links_every_cell_to_the_first,
     forgets_what_the_outer_graph_sets,
     forgets_a_parameter,

@@ -1,0 +1,162 @@
+"""The loop: take a step that is ready, run it, hand back what it gave, until nothing is left; of one run or of many.
+
+Many runs advance side by side, a step of each in turn. What one of them has made the others take. Steps whose node has
+a `many` companion wait until nothing else is ready in any run, and are then called together.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
+from typing import Any
+
+from engine import errors
+from engine.event import NodeStarted
+from engine.run import Call, Resources, Run
+
+FUSED = 32
+"""Calls that are handed to a `many` companion at a time, at most."""
+
+
+class Loop:
+    """Runs on one device. `aside` gives way to other threads while a node works."""
+
+    def __init__(self, resources: Resources, aside: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._resources = resources
+        self._aside = aside
+        self._active: deque[Run] = deque()
+
+    def add(self, run: Run) -> None:
+        """Take a run on."""
+        self._active.append(run)
+
+    def advance(self) -> Run | None:
+        """Work until a run is complete, or has `ended` early; None when there are no runs any more."""
+        while self._active:
+            for run in self._active:
+                if run.ended is not None or (run.idle and self._complete(run)):
+                    self._active.remove(run)
+                    return run
+            if not self._step():
+                self._fuse()
+        return None
+
+    def _step(self) -> bool:
+        """One call of each run in turn; whether anything but fusing is left to do."""
+        stepped = False
+        for run in self._active:
+            try:
+                call = None if run.ended else run.advance(company=len(self._active) > 1)
+            except (errors.Cancelled, errors.FileChanged) as end:
+                run.ended, call = end, None
+            if call is not None:
+                self._call([call])
+            stepped = stepped or call is not None or run.ended is not None or run.idle
+        return stepped
+
+    def _complete(self, run: Run) -> bool:
+        try:
+            return run.collect()
+        except (errors.Cancelled, errors.FileChanged) as end:
+            run.ended = end
+            return True
+
+    def _fuse(self) -> None:
+        """Call the oldest postponed steps of one type together, each run's in turn, equal ones once."""
+        chosen: dict[bytes, tuple[Run, int]] = {}
+        for run, position in self._alike():
+            key = run.key(position)
+            if key not in chosen and len(chosen) == FUSED:
+                continue
+            run.postponed.remove(position)
+            if key in chosen:
+                run.again(position)
+            elif len(self._active) == 1 or not run.take(position):
+                chosen[key] = (run, position)
+        self._call([call for run, position in chosen.values() if (call := run.call(position)) is not None])
+
+    def _alike(self) -> list[tuple[Run, int]]:
+        """The postponed steps of one type: the first of each run, then the second of each, and so on."""
+        type_ = next(_type(run, run.postponed[0]) for run in self._active if run.postponed)
+        lists = [
+            [(run, position) for position in sorted(run.postponed) if _type(run, position) == type_]
+            for run in self._active
+        ]
+        return [step for turn in zip_longest(*lists) for step in turn if step is not None]
+
+    def _call(self, calls: Sequence[Call]) -> None:
+        if not calls:
+            return
+        for call in calls:
+            call.run.listener(NodeStarted(call.run.id, call.step.id, call.step.definition.type, call.reason))
+        began = time.perf_counter()
+        try:
+            returned = self._attempt(calls)
+        finally:
+            for call in calls:
+                call.context.release()
+        seconds = (time.perf_counter() - began) / len(calls)
+        for call, result in zip(calls, returned, strict=True):
+            self._settle(call, result, seconds)
+
+    def _settle(self, call: Call, result: Any, seconds: float) -> None:
+        if result is _LATER:
+            call.run.again(call.position)
+            return
+        try:
+            call.run.settle(call, result, seconds)
+        except (errors.Cancelled, errors.FileChanged) as end:
+            call.run.ended = end
+
+    def _attempt(self, calls: Sequence[Call]) -> list[Any]:
+        """The out-of-memory ladder: free everything unpinned and try again, then smaller groups, then give up."""
+        outcome = self._invoke(calls)
+        if not self._ran_out(outcome):
+            return outcome
+        freed = self._resources.ledger.free_everything()
+        self._resources.device.trim()
+        outcome = self._invoke(calls)
+        if not self._ran_out(outcome):
+            return outcome
+        if len(calls) > 1:
+            half = len(calls) // 2
+            return [*self._attempt(calls[:half]), *self._attempt(calls[half:])]
+        held = ", ".join(f"{name} {size}" for name, size in self._resources.ledger.statement().items())
+        return [
+            errors.OutOfMemory(
+                f"out of memory on {self._resources.device.name} after freeing {freed} bytes (bytes held: {held}); "
+                "use a smaller size, a smaller batch or a smaller model"
+            )
+        ]
+
+    def _ran_out(self, outcome: Sequence[Any]) -> bool:
+        return any(isinstance(item, Exception) and self._resources.device.out_of_memory(item) for item in outcome)
+
+    def _invoke(self, calls: Sequence[Call]) -> list[Any]:
+        """Run the calls; an exception stands where a result would, and _LATER where a call did not take place."""
+        definition = calls[0].step.definition
+        try:
+            with self._aside(), self._resources.device:
+                if len(calls) > 1 and definition.many is not None:
+                    outcome = list(definition.many([call.arguments for call in calls]))
+                else:
+                    outcome = [definition.function(**calls[0].arguments)]
+                self._resources.device.sync()
+        except errors.Cancelled as end:
+            blamed = [call for call in calls if call.run.token.cancelled] or calls
+            return [end if call in blamed else _LATER for call in calls]
+        except Exception as error:  # noqa: BLE001  nodes may raise anything
+            return [error] * len(calls)
+        if len(outcome) != len(calls):
+            wrong = errors.OutputRefused(f"{definition.type}: many gave {len(outcome)} results for {len(calls)} calls")
+            return [wrong] * len(calls)
+        return outcome
+
+
+_LATER = object()
+"""Stands for the result of a call that was given up because another one in its group was cancelled."""
+
+
+def _type(run: Run, position: int) -> str:
+    return run.survey.program.steps[position].definition.type
