@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench wheel docs clean
+.PHONY: demo serve test check bench wheel docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -13,6 +13,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python -m calotype.demo
+
+serve: $(STAMP)
+	$(BIN)/calotype serve
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q

@@ -118,6 +118,32 @@ def validate(graph: GraphName, settings: Set = None) -> None:
 
 
 @app.command()
+def serve(
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on; 127.0.0.1 without it.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(metavar="N", help="Port to listen on; 8420 without it.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of queue, history and results.")] = None,
+    cache: Cache = None,
+    device: Device = None,
+    exact: Exact = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all settings as a calotype.yaml, and end.")
+    ] = False,
+) -> None:
+    """Serve graphs over HTTP. More settings stand in calotype.yaml or in CALOTYPE_* variables."""
+    from calotype.service import serve as serve_settings
+    from server.settings import Settings
+
+    given = {"host": host, "port": port, "data": data, "cache": cache, "device": device, "exact": exact or None}
+    settings = Settings.load(**given)
+    if print_config:
+        print(settings.dump(), end="")
+        return
+    serve_settings(settings)
+
+
+@app.command()
 def nodes(type_: Annotated[str | None, typer.Argument(metavar="TYPE", help="Show one node in full.")] = None) -> None:
     """List the node types, or describe one."""
     from calotype.reference import describe
@@ -389,6 +415,8 @@ def main() -> None:
         err.print("cancelled; what had finished is kept")
         sys.exit(FAILED)
     except (CalotypeError, OSError) as error:
+        if problems := getattr(error, "problems", None):
+            sys.exit(_refusal(GraphError(problems)).exit_code)
         err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(FAILED)
 

@@ -20,6 +20,8 @@ from engine.run import Listener
 from engine.socket import Socket
 
 Graph = engine.graph.Graph
+MODELS = {"pocket": pocket.FOLDER}
+"""Models that come with Calotype, by name."""
 AnyGraph = Graph | str | Path | Mapping[str, Any]
 """A graph, a whole document, or what `calotype.find` finds one by."""
 
@@ -30,7 +32,7 @@ class Engine(engine.engine.Engine):
     `cache` names the folder of the disk tier (default: the environment variable CALOTYPE_CACHE; none without it).
     `device` is `cpu` or `cuda[:n]` (default: CUDA where there is one). `roots` are folders to look for files in, before
     the current one. `memory` is a budget in bytes for cached values and models together. `exact` never fuses calls and
-    gives the same bits on every run. `registry` replaces the installed nodes.
+    gives the same bits on every run. `registry` replaces the installed nodes, `files` the places where files are.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Engine(engine.engine.Engine):
         device: str | None = None,
         roots: Iterable[str | Path] = (),
         registry: Registry | None = None,
+        files: Files | None = None,
         **options: Any,
     ) -> None:
         """Raises ValueError for a device that is not there, CacheError for a folder that cannot be used."""
@@ -47,7 +50,7 @@ class Engine(engine.engine.Engine):
         super().__init__(
             registry or Registry.installed(),
             device=Device(device or default_device()),
-            files=Files([*map(Path, roots), Path(), library.INPUTS], named={"pocket": pocket.FOLDER}),
+            files=files or Files([*map(Path, roots), Path(), library.INPUTS], named=MODELS),
             cache=Path(folder).expanduser() if folder else None,
             numerics=versions(),
             **options,

@@ -46,14 +46,17 @@ def pictures(value: Socket) -> Iterator[PIL.Image.Image]:
             yield value.pil(index)
 
 
-def document_of(result: Result, folder: Path) -> str:
+def document_of(result: Result, folder: Path | None = None, graph: Graph | None = None) -> str:
     """The graph as it ran: seeds drawn, subgraphs in place, digests of the files that it read.
 
     `meta.folders` says where files lay, seen from the picture's `folder`, so that they are found from elsewhere too;
-    Calotype's own are always found.
+    Calotype's own are always found. `graph` stands for the result's own, where only a part of that is wanted.
     """
-    document = result.graph.dump(inline=True)
+    document = (graph or result.graph).dump(inline=True)
     files = {name: file.digest.hex() for name, file in sorted(result.files.items())}
+    if folder is None:
+        document["meta"] = {**document.get("meta", {}), "files": files}
+        return json.dumps(document, ensure_ascii=False)
     named = [file for file in result.files.values() if file.path != pocket.FOLDER and not Path(file.name).is_absolute()]
     parents = {file.path.absolute().parents[len(Path(file.name).parts) - 1] for file in named} - {INPUTS}
     folders = sorted(os.path.relpath(parent, folder.absolute()) for parent in parents)

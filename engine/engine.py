@@ -240,8 +240,8 @@ class Engine:
         """Close."""
         self.close()
 
-    def _troubles(self) -> Iterator[str]:
-        """What is wrong with the cache folder."""
+    def troubles(self) -> Iterator[str]:
+        """What is wrong with the cache folder, if anything."""
         for kind, why in (self._disk.unwritten if self._disk else {}).items():
             yield f"{kind} is not kept on disk: {why}"
         if self._catalogue and self._catalogue.trouble:
@@ -434,7 +434,7 @@ class _Story:
             self._settle()
         failed = self._run is None or self._run.failures or self._run.values.keys() != self._wanted.keys()
         state = "cancelled" if isinstance(error, Cancelled) else "failed" if error or failed else "done"
-        for message in self._engine._troubles():
+        for message in self._engine.troubles():
             self._listener(Trouble(self._id, "", message))
         seconds = time.perf_counter() - self._began
         self._listener(RunFinished(self._id, state, seconds))

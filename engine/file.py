@@ -76,8 +76,9 @@ class DigestMemory:
 class Files:
     """Finds files by name and digests their content.
 
-    `roots` are searched in order; `named` gives fixed names to places (the embedded model); with `anywhere`, absolute
-    paths and paths that leave the roots are allowed too, as a person at the command line expects.
+    `roots` are searched in order; `named` gives fixed names to places (the embedded model); `schemes` find what names
+    such as `blob:...` stand for; with `anywhere`, absolute paths and paths that leave the roots are allowed too, as a
+    person at the command line expects. Without it, nothing outside of the roots is read, through links neither.
     """
 
     def __init__(
@@ -85,10 +86,12 @@ class Files:
         roots: Iterable[Path] = (),
         *,
         named: Mapping[str, Path] | None = None,
+        schemes: Mapping[str, Callable[[str], Path | None]] | None = None,
         anywhere: bool = True,
     ) -> None:
         self.roots = tuple(Path(root) for root in roots)
         self.named = dict(named or {})
+        self.schemes = dict(schemes or {})
         self.anywhere = anywhere
         self._memory = DigestMemory()
         self._folders: dict[tuple[tuple[str, Digest], ...], Digest] = {}
@@ -136,6 +139,12 @@ class Files:
             raise FileError("'' is not a file name")
         if name in self.named and kind is ModelFile:
             return self.named[name]
+        scheme, colon, rest = name.partition(":")
+        if colon and scheme in self.schemes:
+            found = self.schemes[scheme](rest)
+            if found is None:
+                raise FileError(f"{name!r} is not there (any more); upload it again")
+            return found
         try:
             for candidate in self._candidates(name):
                 if candidate.is_file() or (kind is ModelFile and candidate.is_dir()):
@@ -147,10 +156,19 @@ class Files:
     def _candidates(self, name: str) -> Iterable[Path]:
         for root in self.roots:
             candidate = root / name
-            if self.anywhere or candidate.resolve().is_relative_to(root.resolve()):
+            if self.anywhere or self._within(root.resolve(), candidate):
                 yield candidate
         if self.anywhere:
             yield Path(name).expanduser()
+
+    def _within(self, root: Path, candidate: Path) -> bool:
+        """Whether a file, or everything in a folder, lies under `root` once all links are followed."""
+        if not candidate.resolve().is_relative_to(root):
+            return False
+        if not candidate.is_dir():
+            return True
+        members = _members(str(candidate), {os.path.realpath(candidate)})
+        return all(Path(member).resolve().is_relative_to(root) for member in members)
 
     def _not_found(self, kind: type[File], name: str) -> str:
         known = [*self.named] if kind is ModelFile else []

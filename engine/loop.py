@@ -107,13 +107,14 @@ class Loop:
         try:
             call.run.settle(call, result, seconds)
         except (errors.Cancelled, errors.FileChanged) as end:
-            call.run.ended = end
+            call.run.ended = end.with_traceback(None)
 
     def _attempt(self, calls: Sequence[Call]) -> list[Any]:
         """The out-of-memory ladder: free everything unpinned and try again, then smaller groups, then give up."""
         outcome = self._invoke(calls)
         if not self._ran_out(outcome):
             return outcome
+        outcome.clear()  # tracebacks hold what the calls were working on
         freed = self._resources.ledger.free_everything()
         self._resources.device.trim()
         outcome = self._invoke(calls)

@@ -26,13 +26,14 @@ Listener = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What became of one node."""
+    """What became of one node: the seconds that it ran, and those that were `saved` by finding what it gave before."""
 
     type: str
     outcome: Outcome
     reason: str
     seconds: float
     needs: tuple[str, ...] = ()
+    saved: float = 0.0
 
 
 class Bounds:
@@ -134,13 +135,19 @@ class Run:
             step = program.steps[position]
             outcome, reason = self._outcome(position, step, found)
             seconds = self.ran.get(position, 0.0)
-            found[position] = NodeReport(step.definition.type, outcome, reason, seconds, program.needs(step))
+            saved = self._saved(position) if outcome is Outcome.HIT else 0.0
+            found[position] = NodeReport(step.definition.type, outcome, reason, seconds, program.needs(step), saved)
         reports = {program.steps[position].id: report for position, report in found.items()}
         for step in program.steps:
             if step.id not in reports:
                 unneeded = (Outcome.UNNEEDED, "not asked for", 0.0)
                 reports[step.id] = NodeReport(step.definition.type, *unneeded, program.needs(step))
         return reports
+
+    def _saved(self, position: int) -> float:
+        key = self.survey.marks[position].key
+        trace = self.resources.traces.get(key) if key else None
+        return trace.seconds if trace else 0.0
 
     def records(self) -> dict[str, Record]:
         """What the settled nodes are, where that is new, for the explanations of the next run."""

@@ -16,7 +16,7 @@ from engine.file import Files
 from engine.models import ModelRef
 from engine.param import Fresh, Unit
 from engine.socket import Socket
-from nodes.diffusion import load
+from nodes.diffusion import load, preview
 from nodes.diffusion.schedule import NoiseSchedule
 
 M = TypeVar("M")
@@ -241,3 +241,17 @@ class Vae(_Part):
         """Load it."""
         dtype = torch.float32 if self.precision == "auto" else self._dtype(place)
         return self._unchanged(files, load.vae(self._folder(files), dtype=dtype, device=place))
+
+
+@dataclass(frozen=True, slots=True)
+class Colours(_Part):
+    """How a checkpoint's latents look, roughly and without its VAE. A model reference: the VAE is asked for it once."""
+
+    def load(self, files: Files, place: str) -> preview.ColourMap:
+        """Load the VAE, learn the colours of its latents, and keep nothing else of it."""
+        return preview.fit(Vae(self.digest, self.precision).load(files, place))
+
+    def module_bytes(self, module: object) -> int:
+        """A few numbers."""
+        assert isinstance(module, preview.ColourMap)
+        return module.nbytes

@@ -2,56 +2,41 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from torch import Tensor
 
 Question = TypeVar("Question")
-Run: TypeAlias = Generator[Question, Tensor, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Round(Generic[Question]):
-    """One round, `number` from 0: what the unfinished runs asked and were answered, by position among the runs."""
-
-    number: int
-    questions: Mapping[int, Question]
-    denoised: Mapping[int, Tensor]
+Result = TypeVar("Result")
+Run: TypeAlias = Generator[Question, Tensor, Result]
 
 
 def drive(
-    runs: Sequence[Run[Question]],
+    runs: Sequence[Run[Question, Result]],
     answer: Callable[[list[Question]], list[Tensor]],
-    *,
-    progress: Callable[[Round[Question]], None] | None = None,
-) -> list[Tensor]:
+) -> list[Result]:
     """Advance `runs` to their ends, one question each a round, and return their results in order.
 
     `answer` takes the questions of all unfinished runs at once and returns as many denoised latents, in the same order.
     Runs may ask different numbers of questions; one that asks none is finished before the first round.
-    `progress` is called after every round, before the runs see the answers. Whatever it or `answer` raises, a
-    cancellation included, closes all runs and passes through.
+    Whatever `answer` or a run raises closes all runs and passes through. A run that is to fail or to be cancelled alone
+    therefore returns what it met, and a run that is to be watched is put into a generator that watches it.
     """
-    results: dict[int, Tensor] = {}
+    results: dict[int, Result] = {}
     with ExitStack() as opened:
         for run in runs:
             opened.callback(run.close)
         questions = _advance(runs, dict.fromkeys(range(len(runs))), results)
-        number = 0
         while questions:
-            denoised = dict(zip(questions, answer(list(questions.values())), strict=True))
-            if progress is not None:
-                progress(Round(number, questions, denoised))
-            questions = _advance(runs, denoised, results)
-            number += 1
+            denoised = answer(list(questions.values()))
+            questions = _advance(runs, dict(zip(questions, denoised, strict=True)), results)
     return [results[position] for position in range(len(runs))]
 
 
 def _advance(
-    runs: Sequence[Run[Question]],
+    runs: Sequence[Run[Question, Result]],
     answers: Mapping[int, Tensor | None],
-    results: dict[int, Tensor],
+    results: dict[int, Result],
 ) -> dict[int, Question]:
     """Hand each answered run its answer; return the next questions and note the results of runs that ended."""
     questions = {}

@@ -13,6 +13,8 @@ from nodes.diffusion.sampler import Steps
 from nodes.diffusion.schedule import NoiseSchedule, Prediction
 
 LONGEST_SHARED = 12 * 77  # what prompts of 1, 2, 3 and 4 chunks have in common
+MOST_CELLS = 64 * 64 * 64
+"""Latent cells that one UNet call takes where nothing else is said: 64 pictures of 512 x 512 px."""
 
 Item = TypeVar("Item")
 
@@ -124,13 +126,15 @@ class Denoiser:
     attention weighs copies of a token like the token alone, so this is exact, and one call for all is cheaper than one
     per length. Past 12 chunks of 77 tokens it no longer is, and each length has its own call.
 
-    Noise levels and results are float32 whatever the UNet's dtype. `batch`, if given, is the most latents that one UNet
-    call takes.
+    Noise levels and results are float32 whatever the UNet's dtype. `batch` is the most latents that a UNet call takes,
+    by default as many as have `MOST_CELLS` cells, so that many large pictures do not ask for all memory at once. More
+    are split, which changes nothing but speed. `called` hears of every UNet call how many latents it took.
     """
 
     unet: UNet
     table: NoiseSchedule
     batch: int | None = None
+    called: Callable[[int], None] = lambda _: None
 
     def __call__(self, questions: Sequence[Question]) -> list[Tensor]:
         """Return the clean latents, float32, in the order of the questions."""
@@ -149,14 +153,15 @@ class Denoiser:
         dtype = self.unet.dtype
         with torch.no_grad():
             output = self.unet(scaled.to(dtype), timesteps, conditioning.to(dtype), return_dict=False)[0]
+        self.called(len(x))
         return _clean(self.table.prediction, x.float(), output.float(), sigma)
 
     def _together(self, evaluations: Sequence[_Evaluation]) -> list[Tensor]:
-        """Predict for evaluations of one latent shape, `batch` latents at a time."""
+        """Predict for evaluations of one latent shape, as many latents at a time as a UNet call takes."""
         x = torch.cat([each.x for each in evaluations])
         sigmas = [each.sigma for each in evaluations for _ in each.x]
         conditioning = _stacked(evaluations)
-        most = self.batch or len(x)
+        most = self.batch or max(1, MOST_CELLS // x[0, 0].numel())
         parts = [slice(start, start + most) for start in range(0, len(x), most)]
         clean = torch.cat([self.predict(x[part], sigmas[part], conditioning[part]) for part in parts])
         return list(torch.split(clean, [len(each.x) for each in evaluations]))
@@ -164,14 +169,14 @@ class Denoiser:
 
 def _groups(evaluations: Sequence[_Evaluation]) -> Iterator[list[int]]:
     """Group positions of evaluations that one UNet call can answer."""
-    for alike in _grouped(range(len(evaluations)), lambda position: evaluations[position].x.shape[1:]):
+    for alike in grouped(range(len(evaluations)), lambda position: evaluations[position].x.shape[1:]):
         if math.lcm(*(evaluations[position].tokens for position in alike)) <= LONGEST_SHARED:
             yield alike
         else:
-            yield from _grouped(alike, lambda position: evaluations[position].tokens)
+            yield from grouped(alike, lambda position: evaluations[position].tokens)
 
 
-def _grouped(items: Iterable[Item], key: Callable[[Item], object]) -> Iterable[list[Item]]:
+def grouped(items: Iterable[Item], key: Callable[[Item], object]) -> Iterable[list[Item]]:
     """Group items of equal keys, in order of first appearance."""
     groups: dict[object, list[Item]] = {}
     for item in items:

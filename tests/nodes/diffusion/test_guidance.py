@@ -143,6 +143,21 @@ def test_a_limit_on_the_batch_splits_calls_and_nothing_else(gaussian):
     torch.testing.assert_close(split, ask(gaussian, question)[0])
 
 
+def test_a_unet_call_takes_64_large_latents_unless_told_otherwise(gaussian):
+    large = Question(latents(size=64).expand(66, -1, -1, -1), 2.0, Guidance(conditioning(1)))
+    tall = Question(torch.zeros(3, 4, 512, 512), 2.0, Guidance(conditioning(1)))
+    answers = ask(gaussian, large, tall)
+    assert [shape[0] for shape, _ in gaussian.calls] == [64, 2, 1, 1, 1]
+    assert [len(clean) for clean in answers] == [66, 3]
+
+
+def test_every_unet_call_is_counted_with_its_latents(gaussian, table):
+    taken = []
+    question = Question(latents(count=3), 2.0, Guidance(conditioning(1), conditioning(0), cfg=3.0))
+    Denoiser(gaussian, table, batch=4, called=taken.append)([question])
+    assert taken == [4, 2]
+
+
 def test_latents_stay_float32_around_a_half_precision_unet(table):
     unet = GaussianUNet(table, dtype=torch.float16)
     x = latents() * 2
@@ -179,9 +194,14 @@ def test_every_answer_is_blended_by_a_soft_mask(gaussian, table):
     mask, kept, x = torch.full((1, 1, 8, 8), 0.25), latents(9), latents(1) * 3
     guidance = Guidance(conditioning(1), conditioning(0), cfg=3.0, repaint=Repaint(mask, kept))
     [plain] = ask(gaussian, Question(x, 3.0, Guidance(conditioning(1), conditioning(0), cfg=3.0)))
-    rounds = []
-    drive([guided(heun(x, [3.0, 1.0, 0.0], None), guidance)], Denoiser(gaussian, table), progress=rounds.append)
-    torch.testing.assert_close(rounds[0].denoised[0], 0.25 * plain + 0.75 * kept)
+    denoiser, answers = Denoiser(gaussian, table), []
+
+    def noted(questions):
+        answers.extend(denoiser(questions))
+        return answers[-1:]
+
+    drive([guided(heun(x, [3.0, 1.0, 0.0], None), guidance)], noted)
+    torch.testing.assert_close(answers[0], 0.25 * plain + 0.75 * kept)
 
 
 def test_a_mask_of_ones_is_no_mask(gaussian, table):
