@@ -182,6 +182,7 @@ def loads(body: bytes) -> Any:
         raise Refusal("malformed", "The body is nested too deeply.") from None
     except ValueError as error:
         raise Refusal("malformed", f"The body is not JSON: {error}; send one JSON object.") from None
+    return raw
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
