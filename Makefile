@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Threads that wait do not spin: several processes share a machine well.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo serve test check bench wheel docs clean
 

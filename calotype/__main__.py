@@ -407,6 +407,7 @@ def _refusal(error: GraphError) -> typer.Exit:
 
 def main() -> None:
     """Entry point: exit 0 done, 1 failed, 2 refused."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads spin otherwise, and others starve beside them
     try:
         app()
     except GraphError as error:

@@ -64,7 +64,6 @@ class Impatient(HttpToolsProtocol):
             self._oversized = True
             raise Oversized
         self._begun, self._unfinished = False, True
-        self._stop()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

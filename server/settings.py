@@ -1,6 +1,7 @@
 """Settings of the service: keyword arguments over environment variables over `calotype.yaml` over defaults."""
 
 import ipaddress
+import json
 import os
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -203,5 +204,10 @@ def _lines(section: BaseModel, indent: str = "") -> Iterator[str]:
             yield f"\n{indent}# {field.description}\n{indent}{name}:\n"
             yield from _lines(value, indent + "  ")
         else:
-            text = yaml.safe_dump({name: spelled(value)}, allow_unicode=True, width=10**6)
-            yield textwrap.indent(f"# {field.description}\n{text}", indent)
+            yield textwrap.indent(f"# {field.description}\n{_line(name, spelled(value))}", indent)
+
+
+def _line(name: str, value: Any) -> str:
+    # PyYAML writes some invisible characters so that it cannot read them back, unless it escapes them.
+    visible = json.dumps(value, ensure_ascii=False).isprintable()
+    return yaml.safe_dump({name: value}, allow_unicode=visible, width=10**6)

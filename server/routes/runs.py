@@ -153,7 +153,7 @@ async def events(
             return StreamingResponse(live, media_type="text/event-stream", headers=headers)
         except KeyError:
             row = _run(found, run)  # it has ended in between
-    frames = b"".join(replay(_stored(found, row), row.attempts, last_event_id))
+    frames = b"".join(replay(_stored(found, row), max(row.attempts, 1), last_event_id))
     return Response(frames, media_type="text/event-stream", headers=headers)
 
 

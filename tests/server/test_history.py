@@ -237,8 +237,8 @@ def test_a_refused_submission_spoils_nothing_for_those_around_it(history):
     held = hold(history)
     good, twice = history.accept(accepted(1)), history.accept(accepted(1))
     conflict = (history.accept(accepted(2, key=("k", BODY))), history.accept(accepted(3, key=("k", b"other"))))
-    unwritable = history.accept(accepted(4, title="\ud800"))
-    last = history.record(accepted(5), DONE)
+    unwritable = history.accept(accepted(4, title="\ud800", document="its own"))
+    last = history.record(accepted(5, document="its own"), DONE)
     held.set()
     assert (good.result().id, last.result().id) == (accepted(1).id, accepted(5).id)
     with pytest.raises(HistoryError, match="there already"):
@@ -247,6 +247,7 @@ def test_a_refused_submission_spoils_nothing_for_those_around_it(history):
     assert isinstance(conflict[1].exception(), IdempotencyConflict)
     assert isinstance(unwritable.exception(), UnicodeEncodeError)
     assert {int(run.id, 16) for run in history.page().runs} == {1, 2, 5}
+    assert history.graph_of(accepted(5).id) == "its own"
 
 
 def hold(history):
@@ -457,6 +458,11 @@ def test_a_future_resolves_only_when_the_run_is_in_the_file(history, other):
     assert found == [1, 2, 3, 4, 5]
 
 
+def test_every_commit_waits_for_the_disk(history):
+    pragmas = [history._ledger._connection.execute(f"PRAGMA {name}") for name in ("journal_mode", "synchronous")]
+    assert [pragma.fetchone()[0] for pragma in pragmas] == ["wal", 2]
+
+
 def test_closing_writes_what_was_handed_in_and_refuses_more(history):
     held = hold(history)
     handed_in = [history.accept(accepted(number)) for number in range(1, 21)]
@@ -530,8 +536,9 @@ def test_what_was_acknowledged_survives_a_dozen_kills_in_the_middle_of_writing(t
             process.send_signal(signal.SIGKILL)
             lines += process.stdout.readlines()
         for line in lines:
-            word, _, number = line.strip().partition(" ")
-            told.get(word, set()).add(number)
+            if line.startswith(("accepted", "finished")) and line.endswith("\n"):
+                word, number = line.split()
+                told[word].add(number)
         history = History(path)
         assert history.check() == "ok"
         history.close()
@@ -580,11 +587,12 @@ def test_a_history_that_cannot_be_written_says_so_and_writes_again_when_it_can(h
     history.accept(accepted(1)).result()
     history._ledger._connection.execute("PRAGMA query_only = ON")
     with pytest.raises(HistoryError, match="make file and folder writable"):
-        history.accept(accepted(2)).result()
+        history.accept(accepted(2, document="new")).result()
     assert pages(history) == [[1]]
     history._ledger._connection.execute("PRAGMA query_only = OFF")
-    history.accept(accepted(2)).result()
+    history.accept(accepted(2, document="new")).result()
     assert pages(history) == [[2, 1]]
+    assert history.graph_of(accepted(2).id) == "new"
 
 
 REFUSED = """

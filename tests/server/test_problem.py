@@ -7,7 +7,7 @@ from typing import Annotated
 
 import httpx2
 import pytest
-from fastapi import Body, FastAPI
+from fastapi import Body, FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -54,6 +54,10 @@ def application():
             raise RuntimeError(SECRET)
 
         return StreamingResponse(parts())
+
+    @app.post("/read")
+    async def read(request: Request):
+        return len(await request.body())
 
     @app.post("/teapot")
     async def teapot():
@@ -205,6 +209,20 @@ def test_a_crash_in_the_middle_of_an_answer_is_logged_and_leaves_it_incomplete(c
     assert [message.get("body") for message in sent] == [None, b"first"]
     assert sent[-1]["more_body"]
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["POST /crash-later"]
+
+
+def test_a_client_that_leaves_is_no_incident(caplog):
+    sent = []
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/read", "headers": [], "query_string": b""}
+    asyncio.run(application()(scope, receive, send))
+    assert (sent, caplog.records) == ([], [])
 
 
 def test_problems_beyond_a_hundred_are_counted_instead_of_listed():

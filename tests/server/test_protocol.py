@@ -215,6 +215,15 @@ def test_a_client_answered_early_may_finish_its_body_and_ask_again(app):
         assert answer(client) == (200, 0)
 
 
+def test_a_client_that_finished_its_body_late_may_think_before_it_asks_again(client):
+    client.sendall(b"POST /early HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\n\r\n")
+    assert answer(client) == (200, 0)
+    client.sendall(b"abc")
+    assert silence(client, LONG)
+    client.sendall(REQUEST)
+    assert answer(client) == (200, 0)
+
+
 def test_a_client_answered_early_that_never_finishes_its_body_is_closed(client):
     client.sendall(b"POST /early HTTP/1.1\r\nHost: here\r\nContent-Length: 300000\r\n\r\n")
     assert answer(client) == (200, 0)
@@ -260,6 +269,15 @@ def test_headers_up_to_the_limit_are_fine(client):
         assert int(client.recv(12)[9:]) == status
         if status == 200:
             client.recv(65536)
+
+
+def test_headers_of_several_requests_are_not_added_up(app):
+    with serving(app, seconds=30) as address, socket.create_connection(address, timeout=30) as client:
+        for _ in range(3):
+            client.sendall(REQUEST[:-2] + b"Big: " + b"x" * (HEADER_BYTES // 2))
+            assert silence(client, 0.05)
+            client.sendall(b"\r\n\r\n")
+            assert answer(client) == (200, 0)
 
 
 def test_headers_count_alone_when_they_come_together_with_a_body(app):

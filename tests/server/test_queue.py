@@ -87,7 +87,7 @@ def test_a_client_does_not_shed_what_it_used_by_leaving_for_a_moment():
     queue = filled(waiting("a0"), *[waiting(f"b{n}", "b") for n in range(9)])
     queue.charge(queue.take()[0].client, 5.0)
     queue.add(waiting("a1"))
-    assert drained(queue)[:6] == ["b0", "b1", "b2", "b3", "b4", "b5"]
+    assert drained(queue)[:7] == ["b0", "b1", "b2", "b3", "b4", "a1", "b5"]
 
 
 def test_who_used_an_idle_service_does_not_pay_for_it_when_others_come():
@@ -252,27 +252,42 @@ def test_what_is_taken_together_is_the_beginning_of_the_order_where_all_are_alik
     assert ids(queue.take(together)) == expected
 
 
-@given(st.lists(st.one_of(CLIENTS, st.integers(1, 8)), min_size=1, max_size=120))
-def test_no_waiting_client_falls_more_than_one_batch_behind_and_a_newcomer_is_served_within_one_round(steps):
-    """A letter is a run that comes in, a number a batch that is taken; every run takes one second."""
-    queue, used, since = FairQueue(), {}, {}
-    for at, step in enumerate(steps):
-        if isinstance(step, str):
-            if not queue.by_client(step):
-                used = {client: seconds for client, seconds in used.items() if queue.by_client(client)}
-                used[step], since[step] = min(used.values(), default=0), 0
-            queue.add(waiting(str(at), step, rank=at))
-            continue
-        before = {client for client in "abc" if queue.by_client(client)}
-        batch = queue.take(step)
-        for run in batch:
+BACKLOG = st.lists(st.sampled_from(["", "x", "xy"]), min_size=25, max_size=25)
+
+
+@given(st.tuples(BACKLOG, BACKLOG, BACKLOG), st.lists(st.integers(1, 8), min_size=1, max_size=40))
+def test_of_clients_that_wait_none_gets_more_than_one_batch_ahead(backlogs, batches):
+    queue, served = FairQueue(), Counter(dict.fromkeys("abc", 0))
+    for client, backlog in zip("abc", backlogs, strict=True):
+        for rank, models in enumerate(backlog):
+            queue.add(waiting(f"{client}{rank}", client, rank=rank, models=models))
+    for together in batches:
+        for run in queue.take(together):
             queue.charge(run.client, 1.0)
-            used[run.client] += 1
-        for client in before:
-            since[client] = 0 if client in {run.client for run in batch} else since[client] + 1
-        assert all(since[client] < 3 for client in before)
-        still = [used[client] for client in before if queue.by_client(client)]
-        assert not still or max(used[client] for client in before) - min(still) <= 8 + 1
+            served[run.client] += 1
+        still = [served[client] for client in "abc" if queue.by_client(client)]
+        assert max(served.values()) - min(still, default=25) <= max(batches)
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.floats(0, 100)), max_size=20))
+def test_a_newcomer_is_served_within_one_round_whatever_happened_before(history):
+    queue = added([waiting(f"{client}{rank}", client, rank=rank) for client in "ab" for rank in range(200)])
+    for together, seconds in history:
+        for run in queue.take(together):
+            queue.charge(run.client, seconds)
+    queue.add(waiting("new", "c"))
+    assert "new" in [queue.take()[0].id for _ in range(3)]
+
+
+@given(st.integers(0, 8), st.integers(1, 8))
+def test_nobody_starves_a_client_by_submitting_again_and_again(ahead, together):
+    queue = added([waiting("mine", "b"), *[waiting(f"a{rank}", rank=rank) for rank in range(20)]])
+    queue.charge("b", float(ahead))
+    for rank in range(20, 20 + ahead + 2):
+        queue.add(waiting(f"a{rank}", rank=rank))
+        for run in queue.take(together):
+            queue.charge(run.client, 1.0)
+    assert "mine" not in queue
 
 
 class Operations(RuleBasedStateMachine):

@@ -246,6 +246,20 @@ def test_events_come_in_the_order_in_which_they_happened():
     assert asyncio.run(run()) == [("begin", "a"), ("progress", "a"), ("end", "a"), ("progress", "b"), ("end", "b")]
 
 
+def test_a_slot_that_was_filled_first_is_still_seen_when_it_is_filled_again():
+    async def run():
+        runs = streams()
+        follower = runs.follow(RUN)
+        assert await anext(follower) == RETRY
+        for slot in ("a", "b"):
+            runs.publish(RUN, "progress", {"node": slot}, slot=slot)
+        await anext(follower)
+        runs.publish(RUN, "progress", {"node": "a again"}, slot="a")
+        return parsed(await anext(follower))
+
+    assert asyncio.run(run()) == [(None, "progress", {"node": "a again"})]
+
+
 def test_passing_events_wait_for_each_other_and_lasting_ones_for_nobody():
     async def run():
         runs = Streams(10, pace=3600)
@@ -459,6 +473,17 @@ def test_a_follower_that_leaves_in_any_way_makes_room(leave):
             gc.collect()
             assert not runs.watched(RUN)
         runs.follow(RUN)
+
+    asyncio.run(run())
+
+
+def test_waiting_leaves_nothing_behind():
+    async def run():
+        runs = streams()
+        follower = runs.follow(RUN, heartbeat=0.001)
+        assert [await anext(follower) for _ in range(5)] == [RETRY, *[HEARTBEAT] * 4]
+        await cancelled(runs)
+        assert not runs._logs[RUN]._waiting
 
     asyncio.run(run())
 
