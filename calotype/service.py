@@ -39,6 +39,8 @@ from server.settings import Settings
 
 PREVIEW = 256
 """Longest side of a preview, in pixels."""
+SWITCH = 0.0005
+"""Seconds after which a thread gives way to another: the writer of the history waits so long for every statement."""
 KEEP_ALIVE = 30
 """Seconds that an idle connection stays open."""
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+(\.(json|yaml|yml))?")
@@ -215,6 +217,7 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Serve until a signal says to stop."""
     configure(settings.log)
+    sys.setswitchinterval(SWITCH)
     _allow_files(settings.limits.connections)
     service = build(settings)
     config = uvicorn.Config(

@@ -358,6 +358,8 @@ class Run:
 
     def _is_cutoff(self, step: Step, mark: Mark, found: Mapping[int, NodeReport]) -> bool:
         """Early cutoff: something that the step links to ran, and the step is what it was last time all the same."""
+        if not self.ran:
+            return False
         last = self.last.get(step.id)
         if mark.key is None or last is None or last.key != mark.key.hex():
             return False

@@ -93,10 +93,17 @@ class Records:
         """What `node` was last."""
         return self._memory.get(node)
 
+    def news(self, records: Mapping[str, Record]) -> dict[str, Record]:
+        """Those of the records that say something new."""
+        known = self._memory
+        return {node: record for node, record in records.items() if node not in known or known[node].key != record.key}
+
     def put(self, records: Mapping[str, Record]) -> None:
         """Remember what nodes are now."""
+        if not records:
+            return
         self._memory.update(records)
-        if self._catalogue is not None and records:
+        if self._catalogue is not None:
             self._catalogue.write("INSERT OR REPLACE INTO records VALUES (?,?)", _rows(records))
 
 

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import CalotypeError, GraphError, Problem
@@ -160,10 +161,19 @@ def _http(request: Request, error: HTTPException) -> Refusal:
     if kind == "not-found":
         detail = f"Nothing is at {_clip(request.scope['path'])}; /openapi.json lists what there is."
     elif kind == "method-not-allowed":
-        detail = f"{request.method} is not possible here; allowed: {(error.headers or {}).get('Allow', 'nothing')}."
+        allowed = _allowed(request, error)
+        detail = f"{request.method} is not possible here; allowed: {allowed or 'nothing'}."
+        return Refusal(kind, detail, headers={"Allow": allowed})
     elif isinstance(error.__cause__, (ValueError, RecursionError)):
         detail = "The body is not JSON in UTF-8, or is nested too deeply; send one JSON object."
     return Refusal(kind, detail, headers=error.headers)
+
+
+def _allowed(request: Request, error: HTTPException) -> str:
+    """Methods of all routes at a path: the framework names those of the first one only."""
+    path, paths = request.scope["path"], request.app.openapi().get("paths", {})
+    described = {method.upper() for at, methods in paths.items() if compile_path(at)[0].match(path) for method in methods}
+    return ", ".join(sorted(described.union(filter(None, (error.headers or {}).get("Allow", "").split(", ")))))
 
 
 class Incidents:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-import os
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -39,6 +39,7 @@ from server.webhooks import allowed
 T = TypeVar("T")
 PATIENCE = 0.002
 """Seconds that the event loop waits for the engine's books before a thread waits for them instead."""
+_IDS = random.Random()  # noqa: S311  names, not secrets
 _log = logging.getLogger("calotype.server")
 
 
@@ -97,8 +98,8 @@ class Runs:
 
     # Submission
 
-    async def submit(self, body: bytes, client: str, key: str | None) -> Receipt:
-        """Accept a run; it is durable when this returns. Raises Refusal and GraphError."""
+    async def submit(self, body: bytes, client: str, key: str | None) -> tuple[Receipt, State]:
+        """Accept a run; it is durable when this returns, and in that state. Raises Refusal and GraphError."""
         if self.closing:
             raise Refusal("unavailable", "The service is stopping; submit to it again in a moment.")
         digest = sha256(body).digest()
@@ -110,8 +111,10 @@ class Runs:
             result = await self._recall(prepared)
         accepted = self._accepted(request, prepared, client, (key, digest) if key else None)
         if result is not None:
-            return await self._record(accepted, prepared, result)
-        return await self._enqueue(accepted, prepared)
+            receipt, state = await self._record(accepted, prepared, result), State.DONE
+        else:
+            receipt, state = await self._enqueue(accepted, prepared), State.QUEUED
+        return receipt, self._state(receipt.id) if receipt.known else state
 
     def prepare(self, body: bytes, model: type[GraphRequest]) -> tuple[GraphRequest, Prepared]:
         """Read and judge a request. Raises Refusal and GraphError."""
@@ -195,10 +198,9 @@ class Runs:
             self.lane.add(Waiting(accepted.id, accepted.client, accepted.priority, receipt.rank, prepared.models))
         return receipt
 
-    def state(self, receipt: Receipt) -> str:
-        """How the run of a receipt stands."""
-        found = self.history.run(receipt.id)
-        return str(found.state) if found else "queued"
+    def _state(self, run: str) -> State:
+        found = self.history.run(run)
+        return found.state if found else State.QUEUED
 
     # Afterwards
 
@@ -293,4 +295,4 @@ async def durable(future: Future[T]) -> T:
 
 def new_id() -> str:
     """32 hex digits that sort by time: 48 bits of milliseconds since 1970, then random ones."""
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    return f"{time.time_ns() // 1_000_000:012x}{_IDS.getrandbits(80):020x}"

@@ -20,6 +20,7 @@ from server.metrics import Metrics
 from server.problem import Refusal
 from server.runs import Runs
 from server.settings import Settings
+from server.signature import key
 from server.stream import Streams
 from server.views import dumped, whole
 from server.webhooks import Courier
@@ -70,7 +71,7 @@ class Service:
             self._client = httpx2.AsyncClient(follow_redirects=False, trust_env=False)
             self.courier = Courier(
                 self._client,
-                secret.get_secret_value().encode(),
+                key(secret.get_secret_value()),
                 self.history,
                 self._told,
                 self.settings.webhooks.allow,

@@ -1,9 +1,10 @@
 """Blobs: pictures that go in, results that come out."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from server.problem import Refusal
 from server.routes.state import described, service
@@ -57,8 +58,8 @@ async def download(request: Request, digest: Digest) -> Response:
     """A picture by the sha256 of its content. It never changes."""
     found = service(request)
     blob = found.history.blob(digest)
-    path = found.blobs.path(digest)
-    if blob is None or not path.is_file() or path.stat().st_size != blob.bytes:
+    data = await asyncio.to_thread(found.blobs.read, digest) if blob else None
+    if blob is None or data is None:
         raise Refusal("not-found", f"There is no blob {digest}; unused ones are deleted after a while.")
     headers = {
         "ETag": f'"{digest}"',
@@ -67,4 +68,4 @@ async def download(request: Request, digest: Digest) -> Response:
     }
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    return FileResponse(path, media_type=blob.type, headers=headers)
+    return Response(data, media_type=blob.type, headers=headers)

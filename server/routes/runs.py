@@ -63,7 +63,7 @@ async def submit(request: Request) -> Response:
     key = request.headers.get("idempotency-key")
     if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
         raise Refusal("invalid-request", "Idempotency-Key: send 1 to 255 visible ASCII characters.")
-    receipt = await found.runs.submit(await request.body(), client(request), key)
+    receipt, state = await found.runs.submit(await request.body(), client(request), key)
     headers = {"Location": f"/v1/runs/{receipt.id}"}
     if receipt.known:
         headers["Idempotency-Replayed"] = "true"
@@ -73,7 +73,7 @@ async def submit(request: Request) -> Response:
         if run.state.final:
             return _json(whole(run, found.history), headers=headers)
         return _json(brief(run.id, str(run.state)), 202, headers)
-    return _json(brief(receipt.id, found.runs.state(receipt)), 202, headers)
+    return _json(brief(receipt.id, state.value), 202, headers)
 
 
 @router.get("", response_model=RunList, responses=described("invalid-request"))

@@ -5,7 +5,6 @@ from typing import Any
 from starlette.requests import Request
 
 from server.problem import KINDS
-from server.schema import ProblemDocument
 from server.service import Service
 
 
@@ -35,7 +34,6 @@ def described(*kinds: str) -> dict[int | str, dict[str, Any]]:
         entry = found.setdefault(
             status,
             {
-                "model": ProblemDocument,
                 "description": "",
                 "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}},
             },

@@ -276,6 +276,56 @@ class TestRecall:
         assert house.recall(chain(2)) is None
         assert house.run(chain(2)).nodes["by"].reason == "parameter changed (value: 1 → 2)"
 
+    def test_what_was_recalled_is_recalled_again_in_the_same_words(self):
+        house, asked = engine(), chain()
+        house.run(asked)
+        first, second = house.recall(asked), house.recall(asked)
+        assert first is not None
+        assert second is not None
+        assert (second.outputs, second.nodes, second.identities) == (first.outputs, first.nodes, first.identities)
+        assert second.run != first.run
+        assert LOG.count("toy.scale") == 1
+
+    def test_what_was_evicted_in_the_middle_is_told_by_the_next_recall(self):
+        house, asked = engine(), chain()
+        result = house.run(asked)
+        house.recall(asked)
+        for identity in house.store.identities() - {result.identities["image"]}:
+            house.store.drop_memory(identity)
+        again = house.recall(asked)
+        assert again is not None
+        assert again.nodes["scaled"].outcome is Outcome.UNNEEDED
+        assert again.nodes["decoded"].outcome is Outcome.HIT
+
+    def test_nothing_is_recalled_once_everything_was_cleared(self):
+        house, asked = engine(), chain()
+        house.run(asked)
+        assert house.recall(asked) is not None
+        house.clear()
+        assert house.recall(asked) is None
+
+    def test_another_file_under_the_name_is_seen_by_the_next_recall(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text("red")
+        house = engine(files=Files([tmp_path]))
+        asked = graph({"image": "a"}, {"a": ("toy.load", {"source": "a.txt"})})
+        house.run(asked)
+        assert house.recall(asked) is not None
+        assert house.recall(asked) is not None
+        path.write_text("blue")
+        assert house.recall(asked) is None
+        path.unlink()
+        with pytest.raises(errors.GraphError):
+            house.recall(asked)
+
+    def test_explanations_after_a_recall_compare_with_what_was_recalled(self):
+        house, asked = engine(), chain(1)
+        house.run(asked)
+        house.recall(asked)
+        house.run(chain(2))
+        house.recall(asked)
+        assert house.run(chain(3)).nodes["by"].reason == "parameter changed (value: 1 → 3)"
+
     def test_a_refused_graph_is_refused(self):
         with pytest.raises(errors.GraphError):
             engine().recall(graph({"image": "photo"}, {"photo": ("toy.blob", {"weight": 0})}))

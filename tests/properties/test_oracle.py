@@ -18,6 +18,7 @@ from engine.engine import Engine
 from engine.errors import RunFailed
 from engine.loop import Loop
 from engine.plan import Survey
+from engine.recall import Recollection
 from engine.run import Run
 from engine.socket import Socket
 
@@ -149,7 +150,17 @@ def recalls_by_node_ids():
     return patch.object(Engine, "_recalled", recalled)
 
 
+def recollects_without_looking_at_files():
+    """What was recalled once is recalled again as long as its values are there, whatever became of the files."""
+
+    def stands(self, wanted, files, store, epoch):
+        return wanted == self.wanted and all(identity in store for identity in self.identities.values())
+
+    return patch.object(Recollection, "stands", stands)
+
+
 MISTAKES = [
+    recollects_without_looking_at_files,
     gives_fused_results_to_the_wrong_calls,
     takes_what_another_run_made_by_node_id,
     recalls_by_node_ids,

@@ -250,6 +250,15 @@ def test_a_refused_submission_spoils_nothing_for_those_around_it(history):
     assert history.graph_of(accepted(5).id) == "its own"
 
 
+def test_a_refused_submission_leaves_none_of_its_texts_behind(history, other):
+    history.accept(accepted(1)).result()
+    with pytest.raises(HistoryError, match="use an id of its own"):
+        history.accept(accepted(1, document="new")).result()
+    assert other.execute("SELECT text FROM texts").fetchall() == [(accepted(1).document,)]
+    history.accept(accepted(2, document="new")).result()
+    assert history.graph_of(accepted(2).id) == "new"
+
+
 def hold(history):
     """Keep the writer busy until the event is set, so that what follows is one batch."""
     held, busy = threading.Event(), threading.Event()
@@ -514,7 +523,7 @@ history.recover(1000, 0.0).result()
 print("open", flush=True)
 done = Finished(State.DONE, 1.0, 1.0, "{}", report="x" * 3000)
 def tell(word, number):
-    return lambda future: print(word, number, flush=True) if future.exception() is None else None
+    return lambda future: print(f"{word} {number}", flush=True) if future.exception() is None else None
 for number in range(first, first + 100_000):
     name = f"{number:032x}"
     run = Accepted(name, "local", "", f"graph {number % 7}" + "y" * 2000, None, 0, 0.0, webhook="http://h/")
@@ -579,7 +588,9 @@ def test_a_full_history_refuses_keeps_what_it_has_and_takes_runs_again_once_prun
     assert [run.id for run in everything(history)] == kept[::-1]
     assert history.check() == "ok"
     history.prune(1000 * DAY, runs=len(kept) // 2, days=1000).result()
-    assert ended(history, next(number), document="y" * 20_000) == history.page(limit=1).runs[0].id
+    again = ended(history, next(number), document="x" * 20_000)
+    assert history.page(limit=1).runs[0].id == again
+    assert history.graph_of(again) == "x" * 20_000
     history.close()
 
 
