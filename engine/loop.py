@@ -26,9 +26,12 @@ class Loop:
         self._resources = resources
         self._aside = aside
         self._active: deque[Run] = deque()
+        self._company = False
+        """Whether another run may have made what a step gives."""
 
     def add(self, run: Run) -> None:
         """Take a run on."""
+        self._company = self._company or bool(self._active)
         self._active.append(run)
 
     def advance(self) -> Run | None:
@@ -47,7 +50,7 @@ class Loop:
         stepped = False
         for run in self._active:
             try:
-                call = None if run.ended else run.advance(company=len(self._active) > 1)
+                call = None if run.ended else run.advance(company=self._company)
             except (errors.Cancelled, errors.FileChanged) as end:
                 run.ended, call = end, None
             if call is not None:
@@ -72,7 +75,7 @@ class Loop:
             run.postponed.remove(position)
             if key in chosen:
                 run.again(position)
-            elif len(self._active) == 1 or not run.take(position):
+            elif not self._company or not run.take(position):
                 chosen[key] = (run, position)
         self._call([call for run, position in chosen.values() if (call := run.call(position)) is not None])
 

@@ -1,10 +1,9 @@
 """The lane of one device: takes waiting runs, several together, has them run, and sees their results home."""
 
 import asyncio
+import gc
 import logging
-import os
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +30,6 @@ FINISHING = 16
 """Results that may wait to be written; the engine pauses beyond that."""
 AGAIN = 2.0
 """Seconds until a write is tried again that the disk refused."""
-STEP_BACK = 5
-"""How much lower the priority of a thread that computes on the CPU is than that of those that answer."""
 _log = logging.getLogger("calotype.server")
 
 
@@ -194,8 +191,7 @@ class Lane:
         return answer
 
     def _work(self) -> None:
-        if self._engine.device.name == "cpu" and sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), STEP_BACK)
+        settled = False
         while jobs := self._take():
             began = time.perf_counter()
             try:
@@ -208,6 +204,9 @@ class Lane:
             with self._change:
                 for job in jobs:
                     self._queue.charge(job.waiting.client, seconds)
+            if not settled:
+                settle()  # the libraries that load models are here by now
+                settled = True
 
     def _take(self) -> list[Job]:
         """The runs to take next, once there are any; none when the service stops."""
@@ -358,6 +357,12 @@ class Lane:
     def _drop(self, job: Job) -> None:
         with self._change:
             self._running.pop(job.id, None)
+
+
+def settle() -> None:
+    """Have the garbage collector leave alone what is here to stay: looking through it takes a fifth of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def _problems(error: Exception) -> list[Problem]:

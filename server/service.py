@@ -16,6 +16,7 @@ from engine.errors import CalotypeError
 from server.blobs import Blobs, Upload
 from server.front import Front
 from server.history import Blob, History, HistoryError
+from server.lane import settle
 from server.metrics import Metrics
 from server.problem import Refusal
 from server.runs import Runs
@@ -78,6 +79,7 @@ class Service:
             )
             self.runs.notify = self.courier.wake
             self._tasks.append(asyncio.create_task(self.courier.run()))
+        settle()
 
     def stop(self) -> None:
         """Take no more runs, and end the streams of events, so that connections can end."""

@@ -76,6 +76,11 @@ class TestSharing:
         assert LOG.count("toy.scale") == 2
         assert [result["image"] for result in results[:2]] == [results[0]["image"]] * 2
 
+    def test_what_the_last_run_left_has_in_common_with_one_that_is_over_is_not_made_again(self):
+        first, second = together(engine(), chain(1), chain(1))
+        assert LOG.count("toy.scale") == LOG.count("toy.decode") == 1
+        assert sorted([*first.ran(), *second.ran()]) == ["by", "decoded", "photo", "scaled", "start"]
+
     def test_exact_mode_fuses_nothing(self):
         together(engine(exact=True), chain(1), chain(2))
         assert GROUPS == []
