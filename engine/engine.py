@@ -226,6 +226,11 @@ class Engine:
         if self._disk:
             self._disk.flush()
 
+    def held(self) -> Mapping[str, int]:
+        """Bytes per tier: values on the device, the host and the disk, and models on the device."""
+        with self._lock:
+            return {**self.store.statement(), "models": self._resources.ledger.statement()["models"]}
+
     def clear(self) -> None:
         """Forget all values and traces, on every tier."""
         with self._lock:

@@ -59,7 +59,7 @@ class Service:
             streams=self.streams,
             metrics=self.metrics,
         )
-        self.metrics.gauges(self._depth, engine.store.statement)
+        self.metrics.gauges(self._depth, engine.held)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -127,6 +127,18 @@ class Service:
                 return self.history.add_blob(blob).result()
             except HistoryError as error:
                 raise Refusal("storage", str(error)) from None
+
+    def content(self, digest: str) -> bytes | None:
+        """Content of a blob; where it is missing or damaged, the index forgets it, and the next result makes it again.
+
+        Blocks.
+        """
+        data = self.blobs.read(digest)
+        if data is None:
+            with self.runs.lane.shelf, contextlib.suppress(HistoryError):
+                if self.blobs.read(digest) is None:
+                    self.history.forget_blob(digest).result()
+        return data
 
     def hindrances(self) -> list[str]:
         """What keeps the service from working as it should."""

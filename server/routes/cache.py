@@ -28,4 +28,4 @@ async def clear(request: Request) -> Response:
 
 
 def _view(found: Service) -> Response:
-    return Response(dumped({"tiers": dict(found.engine.store.statement())}), media_type="application/json")
+    return Response(dumped({"tiers": dict(found.engine.held())}), media_type="application/json")

@@ -425,3 +425,13 @@ def test_settling_draws_fresh_values_once():
     assert house.settle(settled) is settled
     assert house.run(settled)["wave"] == Wave(str(seed))
     assert toys.LOG == []
+
+
+def test_what_is_held_is_told_by_tier(tmp_path):
+    house = engine(cache=tmp_path)
+    house.run(chain())
+    house.flush()
+    held = house.held()
+    assert held["device"] == sum(house.store.get(identity).nbytes() for identity in house.store.identities())
+    assert held["disk"] > 0
+    assert held["models"] == 0
