@@ -215,11 +215,12 @@ class Engine:
         """The graph resolved against the registry; remembered as long as the graph lives. Raises GraphError."""
         if arguments:
             return compile_graph(graph, self.registry, arguments)
-        found = self._programs.get(graph)
-        if found is None:
-            found = self._programs[graph] = self._compile(graph)
-            graph.parent = None
-        return found
+        with self._lock:
+            found = self._programs.get(graph)
+            if found is None:
+                found = self._programs[graph] = self._compile(graph)
+                graph.parent = None
+            return found
 
     def flush(self) -> None:
         """Wait until everything is on disk."""
