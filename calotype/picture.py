@@ -3,9 +3,7 @@
 import io
 import json
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping
-from itertools import count
 from pathlib import Path
 
 import PIL.Image
@@ -14,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 import pocket
 from calotype.infotext import infotext
 from calotype.library import INPUTS
+from calotype.naming import stem, write
 from engine.engine import Engine, Result
 from engine.errors import FileError, GraphError, Problem
 from engine.graph import Graph, Library
@@ -35,7 +34,7 @@ def save(result: Result, engine: Engine, folder: Path) -> dict[str, list[str]]:
         for index, picture in enumerate(pictures(value)):
             text = infotext(program, program.port(name), picture.size, digests, index)
             data = encode(picture, document, text)
-            paths[name].append(str(_write(folder, _stem(result.graph, name), data)))
+            paths[name].append(str(write(folder, _stem(result.graph, name), data)))
     return paths
 
 
@@ -118,39 +117,4 @@ def changed_files(graph: Graph, engine: Engine, replaced: Collection[str]) -> li
 
 
 def _stem(graph: Graph, output: str) -> str:
-    name = re.sub(r"\.\w+$", "", graph.name or "")
-    known = "|".join(map(re.escape, graph.document.outputs))
-    name = re.sub(rf"-({known})-\d{{5}}$", "", name) or graph.title()
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", f"{name}-{output}").strip("_")
-
-
-def _write(folder: Path, stem: str, data: bytes) -> Path:
-    """Write under the next free number; the file appears whole or not at all."""
-    taken = [
-        int(found[1]) for path in folder.glob(f"{stem}-*.png") if (found := re.search(r"-(\d{5})\.png$", path.name))
-    ]
-    temporary = folder / f".{stem}.{os.getpid()}.part"
-    temporary.write_bytes(data)
-    try:
-        for number in count(max(taken, default=0) + 1):
-            path = folder / f"{stem}-{number:05}.png"
-            if _claim(temporary, path, data):
-                return path
-    finally:
-        temporary.unlink()
-    raise AssertionError
-
-
-def _claim(temporary: Path, path: Path, data: bytes) -> bool:
-    """Take a name unless somebody has it; some file systems know no links, so there the data is written again."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError:
-        try:
-            with path.open("xb") as stream:
-                stream.write(data)
-        except FileExistsError:
-            return False
-    return True
+    return stem(graph.name or "", graph.title(), output, graph.document.outputs)

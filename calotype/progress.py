@@ -6,7 +6,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from engine.event import Event, NodeFinished, NodeProgress, NodeStarted, Outcome, RunFinished, Trouble
+from engine.event import Event, NodeFinished, NodeProgress, NodeStarted, Outcome, RunFinished, RunStarted, Trouble
 
 SHOWN = 8
 """Names in one line, at most; the report has them all."""
@@ -44,6 +44,8 @@ class Reporter:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         match event:
+            case RunStarted():
+                self._forget()  # a service begins a run anew that a restart interrupted
             case NodeStarted():
                 self._bars[event.node] = self._progress.add_task(event.node, total=None)
             case NodeProgress() if event.node in self._bars:
@@ -57,6 +59,12 @@ class Reporter:
             case Trouble():
                 where = f"{event.node}: " if event.node else ""
                 self._console.print(f"  [red]note[/]   {where}{event.message}", highlight=False)
+
+    def _forget(self) -> None:
+        """Take away what an earlier attempt left."""
+        for bar in self._bars.values():
+            self._progress.remove_task(bar)
+        self._bars.clear()
 
     def _finished(self, event: NodeFinished) -> None:
         if event.node in self._bars:

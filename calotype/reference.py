@@ -2,15 +2,21 @@
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from engine.errors import DefinitionError
 from engine.graph import Graph, schema
 from engine.node import Input, NodeDef
 from engine.param import REQUIRED, Param
 from engine.registry import Registry
+
+if TYPE_CHECKING:
+    from server.metrics import Metrics
+    from server.problem import Kind
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -68,11 +74,20 @@ def generated() -> dict[Path, str]:
     """The files with generated parts, as they should be."""
     from calotype.library import SAVED, graphs_in  # noqa: PLC0415  describe() does without
     from nodes import NODES  # noqa: PLC0415
+    from server.metrics import Metrics  # noqa: PLC0415
+    from server.problem import KINDS  # noqa: PLC0415
+    from server.settings import Settings  # noqa: PLC0415
 
     registry = Registry(NODES)
+    service = {
+        "settings": "\n".join([*_header("Setting", "Default", "Meaning"), *_settings(Settings)]),
+        "kinds": "\n".join([*_header("Kind", "Status", "Meaning"), *_kinds(KINDS)]),
+        "metrics": "\n".join([*_header("Name", "Kind", "Meaning"), *_metrics(Metrics())]),
+    }
     bodies = {
         "nodes.md": {"types": _types(registry), "nodes": _nodes(registry), "errors": _errors()},
         "graphs.md": {"graphs": _graphs(map(Graph.load, graphs_in(SAVED)))},
+        "http.md": service,
     }
     texts = {DOCS / name: _renewed(DOCS / name, parts) for name, parts in bodies.items()}
     return {**texts, SCHEMA: json.dumps(schema(), indent=2) + "\n"}
@@ -120,6 +135,33 @@ def _graph(graph: Graph) -> str:
         f"Exposes {exposed}.",
     ]
     return "\n\n".join(lines)
+
+
+def _header(*names: str) -> tuple[str, str]:
+    return f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"
+
+
+def _settings(section: type[BaseModel], before: str = "") -> Iterator[str]:
+    """A line for every setting, those of sections by their dotted names."""
+    from server.spelling import spelled  # noqa: PLC0415
+
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from _settings(type(field.default), f"{before}{name}.")
+            continue
+        default = "`~/.local/share/calotype`" if field.default_factory else f"`{_json(spelled(field.default))}`"
+        yield f"| `{before}{name}` | {default.replace('`null`', '')} | {field.description} |"
+
+
+def _kinds(kinds: "Mapping[str, Kind]") -> Iterator[str]:
+    return (f"| `{name}` | {kind.status} | {kind.title} |" for name, kind in kinds.items())
+
+
+def _metrics(metrics: "Metrics") -> Iterator[str]:
+    metrics.gauges(dict, dict)
+    for family in metrics.registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        yield f"| `{name}` | {family.type} | {family.documentation} |"
 
 
 def _one_line(text: str) -> str:

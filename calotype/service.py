@@ -43,7 +43,7 @@ SWITCH = 0.0005
 """Seconds after which a thread gives way to another: the writer of the history waits so long for every statement."""
 KEEP_ALIVE = 30
 """Seconds that an idle connection stays open."""
-_PLAIN = re.compile(r"[A-Za-z0-9_-]+(\.(json|yaml|yml))?")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,200}(\.(json|yaml|yml))?")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
@@ -83,7 +83,7 @@ class Painting:
 
     def parse(self, document: Mapping[str, Any]) -> Graph:
         """A graph document, with the saved graphs that it contains. Raises GraphError."""
-        return Graph.parse(document, Shelf(*self._folders))
+        return Graph.parse(document, cache(Shelf(*self._folders)))  # thousands of nodes may be one and the same graph
 
     def describe(self, type_: str) -> Mapping[str, Any]:
         """A node type in full, as JSON values."""

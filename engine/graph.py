@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from copy import deepcopy
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,13 @@ MAX_DEPTH = 16
 """Graphs within graphs within graphs, at most."""
 SUBGRAPH = "graph"
 """The type of a node that is a graph itself."""
+
+COMPARED = 20_000
+"""Names that wrong words are compared with for hints, in one graph at most."""
+LONGEST = 100
+"""Characters of a word for which there are hints, at most."""
+LISTED = 20
+"""Names that one message lists at most."""
 
 Library = Callable[[str], "Graph"]
 """Finds a graph by the name that a node of type `graph` gives; raises LookupError."""
@@ -166,6 +174,8 @@ class Graph:
     def parse(cls, source: Mapping[str, Any] | str | bytes, library: Library = no_library) -> "Graph":
         """Read a document: a mapping, JSON or YAML. Raises GraphError with every problem found."""
         raw = source if isinstance(source, Mapping) else _read(source)
+        if not _DEPTH.get():
+            judge_anew()
         problems: list[Problem] = []
         graph = _build(raw, library, "", problems, depth=_DEPTH.get())
         if graph is None or problems:
@@ -228,6 +238,7 @@ class Graph:
         Raises GraphError listing every name that leads nowhere; the values themselves are judged when the graph is
         validated against a registry.
         """
+        judge_anew()
         changes: dict[str, dict[str, Any]] = {}
         problems: list[Problem] = []
         for name, value in {**(values or {}), **named}.items():
@@ -313,9 +324,14 @@ class Graph:
         return node, param
 
     def _unknown(self, name: str) -> str:
-        known = [*self.document.expose, *(f"{node}." for node in self.document.nodes)]
         hint = suggest(name, self.document.expose) or suggest(name.split(".", 1)[0], self.document.nodes)
-        return f"neither an exposed name nor node.param{hint or '; this graph has ' + ', '.join(known)}"
+        return f"neither an exposed name nor node.param{hint or '; this graph has ' + self._names()}"
+
+    def _names(self) -> str:
+        """What may be set, for a message."""
+        known = chain(self.document.expose, (f"{node}." for node in self.document.nodes))
+        left = len(self.document.expose) + len(self.document.nodes) - LISTED
+        return ", ".join(islice(known, LISTED)) + (f" and {left} more" if left > 0 else "")
 
 
 def schema() -> dict[str, Any]:
@@ -327,8 +343,21 @@ def schema() -> dict[str, Any]:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """`, did you mean "..."?`, or nothing."""
-    near = difflib.get_close_matches(word, list(known), 1)
+    names = list(known)
+    compared = _COMPARED.get() + len(names)
+    if compared > COMPARED or len(word) > LONGEST:
+        return ""
+    _COMPARED.set(compared)
+    near = difflib.get_close_matches(word, [name for name in names if len(name) <= LONGEST], 1)
     return f', did you mean "{near[0]}"?' if near else ""
+
+
+def judge_anew() -> None:
+    """Begin to count what `suggest` compares: hints are given for as many as COMPARED names per graph that is judged.
+
+    Thousands of wrong words in a graph of thousands of names would take minutes else.
+    """
+    _COMPARED.set(0)
 
 
 def split(link: str) -> tuple[str, str]:
@@ -337,6 +366,7 @@ def split(link: str) -> tuple[str, str]:
     return node, port
 
 
+_COMPARED: ContextVar[int] = ContextVar("compared", default=0)
 _DEPTH: ContextVar[int] = ContextVar("depth", default=0)
 """How many graphs stand around the one that a library is reading."""
 

@@ -11,7 +11,7 @@ from engine.digest import encode
 from engine.errors import GraphError, Problem
 from engine.expand import MAX_NODES, Flat, FlatNode, Link, Linked, expand
 from engine.file import File
-from engine.graph import Graph, suggest
+from engine.graph import Graph, judge_anew, suggest
 from engine.node import Input, NodeDef
 from engine.param import REQUIRED, Fresh, Param, Parsed
 from engine.registry import Registry
@@ -158,6 +158,7 @@ def validate(graph: Graph, registry: Registry, arguments: Collection[str] = ()) 
 
 
 def _compile(graph: Graph, registry: Registry, arguments: Mapping[str, object]) -> tuple[Program | None, list[Problem]]:
+    judge_anew()
     problems: list[Problem] = []
     for name in arguments:
         if name not in graph.document.arguments:

@@ -15,8 +15,8 @@ from server.settings import Limits
 
 COUNTED = {"steps": "steps", "count": "batch"}
 """Parameters of any node, and the limit on each."""
-LARGEST = 16 << 20
-"""Sides in pixels beyond which a product is not worth computing."""
+ENTRIES = 16
+"""Parameters and links that a node may have, on average, when there are as many nodes as allowed."""
 
 
 class LimitExceeded(ValueError):
@@ -63,6 +63,31 @@ class Allowance(Bounds):
     def _exceeded(self, limit: str, what: str) -> LimitExceeded:
         allowed = getattr(self.limits, limit)
         return LimitExceeded(f"limit-{limit}", f"{what}: at most {allowed} are allowed (limits.{limit})")
+
+
+def judge_size(raw: Mapping[str, Any], limits: Limits) -> None:
+    """Refuse a document with too many entries before it is parsed: to say what is wrong with each takes long."""
+    for part in ("nodes", "expose", "arguments", "outputs"):
+        if _size(raw.get(part)) > limits.nodes:
+            raise _refusal("limit-nodes", part, f"{_size(raw[part])} entries", limits.nodes)
+    entries = sum(map(_entries, raw["nodes"].values())) if isinstance(raw.get("nodes"), Mapping) else 0
+    if entries > ENTRIES * limits.nodes:
+        allowed = f"{ENTRIES} for each of {limits.nodes} nodes"
+        problem = Problem("nodes", f"{entries} parameters and links: at most {allowed} (limits.nodes)", "limit-nodes")
+        raise Refusal("limit-nodes", str(problem), problems=[problem], setting="limits.nodes")
+
+
+def _entries(node: object) -> int:
+    """Parameters and links of a node."""
+    if not isinstance(node, Mapping):
+        return 1
+    inputs = node.get("inputs")
+    links = sum(map(_size, inputs.values())) if isinstance(inputs, Mapping) else 0
+    return _size(node.get("params")) + _size(inputs) + links
+
+
+def _size(value: object) -> int:
+    return len(value) if isinstance(value, Mapping | list) else 0
 
 
 def judge_document(graph: Graph, limits: Limits) -> None:

@@ -16,8 +16,7 @@ _GUARDED = ("malformed", "bad-origin", "bad-host", "internal")
 _WITH_BODY = ("timeout", "too-large", "unsupported-media-type")
 _OWN = ("HTTPValidationError", "ValidationError")
 _TOKEN = {
-    "bearer": {"type": "http", "scheme": "bearer"},
-    "token": {"type": "apiKey", "in": "header", "name": "X-Calotype-Token"},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "The header X-Calotype-Token is read in its place."}
 }
 
 Operation = dict[str, Any]

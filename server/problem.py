@@ -170,10 +170,11 @@ def _http(request: Request, error: HTTPException) -> Refusal:
 
 
 def _allowed(request: Request, error: HTTPException) -> str:
-    """Methods of all routes at a path: the framework names those of the first one only."""
+    """Methods of all routes that share a path: the framework names those of one of them only."""
     path, paths = request.scope["path"], request.app.openapi().get("paths", {})
-    described = {method.upper() for at, methods in paths.items() if compile_path(at)[0].match(path) for method in methods}
-    return ", ".join(sorted(described.union(filter(None, (error.headers or {}).get("Allow", "").split(", ")))))
+    shared = next((methods for at, methods in paths.items() if compile_path(at)[0].match(path)), ())
+    named = (error.headers or {}).get("Allow", "").split(", ")
+    return ", ".join(sorted({*map(str.upper, shared), *filter(None, named)}))
 
 
 class Incidents:

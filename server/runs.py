@@ -91,6 +91,12 @@ class Runs:
             self.lane.pause()
         self.lane.start()
 
+    def stop(self) -> None:
+        """Take no more runs, and let go of those who wait for one."""
+        self.closing = True
+        for run in list(self._waiters):
+            self._wake(run)
+
     async def close(self, grace: float) -> None:
         """Let what runs end within `grace` seconds, else have it wait for the next start."""
         self.closing = True
@@ -175,7 +181,10 @@ class Runs:
         return receipt
 
     async def _answered(self, prepared: Prepared, result: Result) -> Answer:
-        answer = await asyncio.to_thread(self.lane.shelve, prepared, result)
+        try:
+            answer = await asyncio.to_thread(self.lane.shelve, prepared, result)
+        except HistoryError as error:
+            raise Refusal("storage", str(error)) from None
         prepared.answer = answer
         return answer
 
@@ -211,7 +220,7 @@ class Runs:
         waiters.add(done)
         try:
             found = self.history.run(run)
-            if found is not None and not found.state.final:
+            if found is not None and not found.state.final and not self.closing:
                 await asyncio.wait_for(done, seconds)
         except TimeoutError:
             pass
@@ -263,6 +272,9 @@ class Runs:
 
     def _ended(self, run: str) -> None:
         self.notify()
+        self._wake(run)
+
+    def _wake(self, run: str) -> None:
         for done in self._waiters.pop(run, ()):
             if not done.done():
                 done.set_result(None)

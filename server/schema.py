@@ -30,7 +30,10 @@ class GraphRequest(Request):
         description="The name of a saved graph, or a graph document.", examples=["inpaint_after_img2img"]
     )
     set: dict[Name, JsonValue] = Field(
-        default={}, description="Values for exposed names, or for `node.param`.", examples=[{"prompt": "crying face"}]
+        default={},
+        max_length=10_000,
+        description="Values for exposed names, or for `node.param`.",
+        examples=[{"prompt": "crying face"}],
     )
     sweep: (
         dict[Annotated[str, Field(pattern="^[xyz]$")], dict[Name, Annotated[list[JsonValue], Field(min_length=1)]]]

@@ -82,8 +82,8 @@ class Service:
         settle()
 
     def stop(self) -> None:
-        """Take no more runs, and end the streams of events, so that connections can end."""
-        self.runs.closing = True
+        """Take no more runs, and answer everybody who waits or listens, so that connections can end."""
+        self.runs.stop()
         self.streams.end()
 
     async def close(self, grace: float = GRACE) -> None:
@@ -108,7 +108,7 @@ class Service:
             digest = await upload.receive(chunks, limits.upload)
             picture = await upload.examine(limits.pixels)
             if self.history.blob_bytes() + upload.size > self.settings.blobs.quota:
-                await asyncio.to_thread(self._delete_old)
+                await asyncio.to_thread(self._make_room)
             if self.history.blob_bytes() + upload.size > self.settings.blobs.quota:
                 raise Refusal(
                     "quota",
@@ -118,6 +118,12 @@ class Service:
                 )
             blob = Blob(digest, upload.size, picture.type, picture.width, picture.height, now, now, upload=True)
             return blob, await asyncio.to_thread(self._keep, upload, blob)
+
+    def _make_room(self) -> None:
+        try:
+            self._delete_old()
+        except HistoryError as error:
+            raise Refusal("storage", str(error)) from None
 
     def _keep(self, upload: Upload, blob: Blob) -> bool:
         """Under the shelf's lock, so that nobody deletes the file before the index has it."""

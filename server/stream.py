@@ -37,6 +37,7 @@ class Streams:
         self._pace = pace
         self._logs: dict[str, _Log] = {}
         self._followers: WeakSet[Follower] = WeakSet()
+        self._ended = False
 
     def open(self, run: str, attempt: int) -> None:
         """Begin the log of a run, or begin it anew where this is another attempt; followers stay."""
@@ -85,10 +86,14 @@ class Streams:
                 f"All {self._limit} streams (limits.subscribers) are in use. Close some, or ask for the run instead."
             )
             raise Refusal("too-many-requests", detail, setting="limits.subscribers", limit=self._limit)
-        return Follower(log, log.cursor(after), heartbeat, (self._followers, log.followers))
+        follower = Follower(log, log.cursor(after), heartbeat, (self._followers, log.followers))
+        if self._ended:
+            follower.end()
+        return follower
 
     def end(self) -> None:
-        """End all streams where they stand: the service stops, and whoever listens comes back to the next process."""
+        """End all streams where they stand, and those yet to come: the service stops, its followers come back later."""
+        self._ended = True
         for follower in list(self._followers):
             follower.end()
 

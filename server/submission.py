@@ -20,7 +20,7 @@ from engine.program import Program
 from engine.run import NodeReport
 from server.cells import Cell, cells
 from server.front import Front
-from server.limits import judge_document, judge_program
+from server.limits import judge_document, judge_program, judge_size
 from server.problem import Refusal
 from server.schema import GraphRequest, Request, RunRequest
 from server.settings import Limits
@@ -108,7 +108,11 @@ class Preparer:
 
     def graph(self, request: GraphRequest) -> Graph:
         """The graph that a request describes. Raises GraphError and Refusal."""
-        graph = self._front.find(request.graph) if isinstance(request.graph, str) else self._front.parse(request.graph)
+        if isinstance(request.graph, str):
+            graph = self._front.find(request.graph)
+        else:
+            judge_size(request.graph, self._limits)
+            graph = self._front.parse(request.graph)
         judge_document(graph, self._limits)
         if request.set:
             graph = graph.set(request.set)

@@ -58,7 +58,7 @@ async def download(request: Request, digest: Digest) -> Response:
     """A picture by the sha256 of its content. It never changes."""
     found = service(request)
     blob = found.history.blob(digest)
-    data = await asyncio.to_thread(found.blobs.read, digest) if blob else None
+    data = await asyncio.to_thread(found.content, digest) if blob else None
     if blob is None or data is None:
         raise Refusal("not-found", f"There is no blob {digest}; unused ones are deleted after a while.")
     headers = {

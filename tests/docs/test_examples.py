@@ -1,47 +1,18 @@
 """The Python in the documentation runs, in the order of each page, and prints what the page says it prints."""
 
-import contextlib
-import io
-import re
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pages import DOCS, ROOT, blocks, printed
 
 from engine.graph import Graph
 from engine.program import validate
 from engine.registry import Registry
 from nodes import NODES
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: what stands behind the fence, what stands within, and on which line it begins."""
-
-    info: str
-    body: str
-    line: int
-
-
-def blocks(text):
-    return [
-        Block(found["info"].strip(), found["body"], text.count("\n", 0, found.start("body")))
-        for found in FENCE.finditer(text)
-    ]
-
-
-def printed(block, page, namespace):
-    """Run a block; a traceback shows its lines with the numbers that they have on the page."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(compile("\n" * block.line + block.body, str(page), "exec"), namespace)
-    return out.getvalue()
+PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.glob("*.md") if path.name != "http.md")]
+"""The page on HTTP needs a service; it has tests of its own."""
 
 
 def execute(page, namespace):
@@ -71,7 +42,7 @@ def test_the_examples_of_a_page_run(page, namespace):
 
 def test_the_documents_shown_are_valid():
     registry, shown = Registry(NODES), []
-    for page in PAGES:
+    for page in [*PAGES, DOCS / "http.md"]:
         shown += [block.body for block in blocks(page.read_text(encoding="utf-8")) if block.info == "json"]
     documents = [text for text in shown if '"format"' in text]
     assert documents

@@ -95,6 +95,15 @@ def test_the_generated_parts_are_fresh():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `make docs`"
 
 
+def test_settings_refusals_and_figures_of_the_service_stand_in_tables():
+    page = reference.generated()[reference.DOCS / "http.md"].splitlines()
+    assert "| `limits.steps` | `200` | Steps of one sampler. |" in page
+    assert "| `webhooks.secret` |  | Secret that signs the calls. |" in page
+    assert "| `queue-full` | 503 | The queue is full |" in page
+    assert "| `calotype_runs_total` | counter | Runs that ended, by state. |" in page
+    assert "| `calotype_queue_depth` | gauge | Runs that wait or run. |" in page
+
+
 def test_writing_them_again_changes_nothing(monkeypatch, tmp_path):
     for path in reference.generated():
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -341,7 +341,7 @@ drawn = st.fixed_dictionaries(
 )
 
 
-@effort(deadline=None, max_examples=3000)
+@effort(deadline=None, max_examples=100)
 @given(drawn)
 def test_settings_shown_and_saved_read_back_the_same(overrides):
     settings = Settings.load(**overrides)
