@@ -1,7 +1,6 @@
 """The lane of one device: takes waiting runs, several together, has them run, and sees their results home."""
 
 import asyncio
-import gc
 import logging
 import secrets
 import threading
@@ -191,7 +190,6 @@ class Lane:
         return answer
 
     def _work(self) -> None:
-        settled = False
         while jobs := self._take():
             began = time.perf_counter()
             try:
@@ -204,9 +202,6 @@ class Lane:
             with self._change:
                 for job in jobs:
                     self._queue.charge(job.waiting.client, seconds)
-            if not settled:
-                settle()  # the libraries that load models are here by now
-                settled = True
 
     def _take(self) -> list[Job]:
         """The runs to take next, once there are any; none when the service stops."""
@@ -357,12 +352,6 @@ class Lane:
     def _drop(self, job: Job) -> None:
         with self._change:
             self._running.pop(job.id, None)
-
-
-def settle() -> None:
-    """Have the garbage collector leave alone what is here to stay: looking through it takes a fifth of a second."""
-    gc.collect()
-    gc.freeze()
 
 
 def _problems(error: Exception) -> list[Problem]:

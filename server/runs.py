@@ -74,6 +74,7 @@ class Runs:
         self._engine = engine
         self._metrics = metrics
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
+        self._submitted = 0
         self.closing = False
         self.notify: Callable[[], None] = _nobody
         """Told of every end that a webhook waits for."""
@@ -102,12 +103,18 @@ class Runs:
         self.closing = True
         await asyncio.to_thread(self.lane.close, grace)
 
+    def idle(self) -> bool:
+        """Whether nothing runs, and nothing was submitted since this was asked last."""
+        submitted, self._submitted = self._submitted, 0
+        return not submitted and not self.lane.running()
+
     # Submission
 
     async def submit(self, body: bytes, client: str, key: str | None) -> tuple[Receipt, State]:
         """Accept a run; it is durable when this returns, and in that state. Raises Refusal and GraphError."""
         if self.closing:
             raise Refusal("unavailable", "The service is stopping; submit to it again in a moment.")
+        self._submitted += 1
         digest = sha256(body).digest()
         known = self.preparer.known(digest)
         if known is None:

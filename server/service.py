@@ -15,8 +15,8 @@ from engine.engine import Engine
 from engine.errors import CalotypeError
 from server.blobs import Blobs, Upload
 from server.front import Front
+from server.garbage import Collector
 from server.history import Blob, History, HistoryError
-from server.lane import settle
 from server.metrics import Metrics
 from server.problem import Refusal
 from server.runs import Runs
@@ -60,6 +60,7 @@ class Service:
             metrics=self.metrics,
         )
         self.metrics.gauges(self._depth, engine.held)
+        self._garbage = Collector()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -79,7 +80,7 @@ class Service:
             )
             self.runs.notify = self.courier.wake
             self._tasks.append(asyncio.create_task(self.courier.run()))
-        settle()
+        self._garbage.open()
 
     def stop(self) -> None:
         """Take no more runs, and answer everybody who waits or listens, so that connections can end."""
@@ -94,6 +95,7 @@ class Service:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self.runs.close(grace)
+        self._garbage.close()
         if hasattr(self, "_client"):
             await self._client.aclose()
         await asyncio.to_thread(self.history.close)
@@ -162,6 +164,8 @@ class Service:
         while True:
             try:
                 await asyncio.to_thread(self._delete_old)
+                if self.runs.idle():
+                    self._garbage.collect()
             except HistoryError as error:
                 _log.warning("nothing could be tidied up: %s", error)
             await asyncio.sleep(TIDY)
