@@ -1,7 +1,7 @@
 """Python's garbage collector, kept from looking through what is here to stay: with torch, that takes 0.2 seconds.
 
-What survives a full collection that took long is frozen: later ones pass over it. What of it becomes garbage after all is
-found when the service has nothing else to do.
+What survives a full collection that took long is frozen: later ones pass over it. What of it becomes garbage after all
+is found when the service has nothing else to do.
 """
 
 import gc
