@@ -93,11 +93,11 @@ class History:
         return self._ledger.write(partial(lifecycle.cancel, run=run, now=self._clock()))
 
     def requeue(self, runs: Sequence[str]) -> Future[tuple[str, ...]]:
-        """Running runs wait again and the attempt does not count; gives those that were running."""
+        """Running runs wait again and the attempt counts as no failure; gives those that were running."""
         return self._ledger.write(partial(lifecycle.requeue, runs=runs))
 
     def recover(self, attempts: int, now: float) -> Future[Recovered]:
-        """After a start: runs that were running wait again, those that began `attempts` times fail."""
+        """After a start: runs that were running wait again, those that failed to end `attempts` times fail."""
         return self._ledger.write(partial(lifecycle.recover, attempts=attempts, now=now))
 
     def move(self, run: str, *, priority: int | None = None, rank: float | None = None) -> Future[bool]:

@@ -9,9 +9,7 @@ from server.shelf import Shelf, add_blob, indexed
 from server.tables import Writer
 
 _START = "UPDATE runs SET state = 'running', attempts = attempts + 1, started = ? WHERE id = ? AND state = 'queued'"
-_REQUEUE = (
-    "UPDATE runs SET state = 'queued', started = NULL, attempts = attempts - ? WHERE id = ? AND state = 'running'"
-)
+_REQUEUE = "UPDATE runs SET state = 'queued', started = NULL, stops = stops + ? WHERE id = ? AND state = 'running'"
 _END = """UPDATE runs SET state = ?, finished = ?, seconds = ?, outputs = ?, report = ?, events = ?, problems = ?,
     results = ? WHERE id = ?"""
 
@@ -22,7 +20,7 @@ def start(connection: Writer, runs: Sequence[str], now: float) -> tuple[str, ...
 
 
 def requeue(connection: Writer, runs: Sequence[str]) -> tuple[str, ...]:
-    """Running runs wait again, as if they had never begun; the ids of those that do."""
+    """Running runs wait again, and that they were stopped is no failure; the ids of those that do."""
     return tuple(run for run in runs if connection.execute(_REQUEUE, (1, run)).rowcount)
 
 
@@ -52,7 +50,8 @@ def cancel(connection: Writer, run: str, now: float) -> State | None:
 
 def recover(connection: Writer, attempts: int, now: float) -> Recovered:
     """After a process ended in the middle: what was running waits again, or fails at its last attempt."""
-    running = connection.execute("SELECT id, attempts FROM runs WHERE state = 'running' ORDER BY number").fetchall()
+    query = "SELECT id, attempts - stops FROM runs WHERE state = 'running' ORDER BY number"
+    running = connection.execute(query).fetchall()
     again = tuple(run for run, tried in running if tried < attempts)
     spent = tuple((run, tried) for run, tried in running if tried >= attempts)
     for run in again:

@@ -33,6 +33,7 @@ _TABLES = """
 CREATE TABLE runs (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, client TEXT NOT NULL,
     title TEXT NOT NULL, priority INTEGER NOT NULL, rank REAL NOT NULL, attempts INTEGER NOT NULL,
+    stops INTEGER NOT NULL DEFAULT 0,
     submitted REAL NOT NULL, started REAL, finished REAL, seconds REAL, requested TEXT, labels TEXT, webhook TEXT,
     key TEXT, body BLOB, document INTEGER NOT NULL, outputs INTEGER, report INTEGER, events INTEGER,
     problems INTEGER, uploads INTEGER, results INTEGER);

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from concurrent.futures import wait
 from dataclasses import replace
 from itertools import count
@@ -146,13 +147,27 @@ def test_cancelling_takes_a_queued_run_out_and_leaves_all_others_as_they_are(his
     assert history.start([waiting.id, running.id]).result() == ()
 
 
-def test_a_requeued_run_waits_as_if_it_had_never_begun(history):
+def test_a_requeued_run_waits_and_its_next_start_is_another_attempt(history):
     run = accepted(1)
     history.accept(run)
     history.start([run.id])
     assert history.requeue([run.id]).result() == (run.id,)
     kept = history.run(run.id)
-    assert (kept.state, kept.attempts, kept.started) == (State.QUEUED, 0, None)
+    assert (kept.state, kept.attempts, kept.started) == (State.QUEUED, 1, None)
+    history.start([run.id]).result()
+    assert history.run(run.id).attempts == 2
+
+
+def test_stops_do_not_use_up_the_attempts_of_a_run(history):
+    run = accepted(1)
+    history.accept(run)
+    for _ in range(5):
+        history.start([run.id])
+        history.requeue([run.id])
+    history.start([run.id])
+    assert history.recover(2, 0.0).result().requeued == (run.id,)
+    history.start([run.id])
+    assert history.recover(2, 0.0).result().failed == (run.id,)
 
 
 def test_after_a_crash_runs_wait_again_until_their_attempts_are_spent(history):
@@ -697,6 +712,7 @@ class Lives(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "service.sqlite"
         self.model: dict[str, tuple[State, int]] = {}
+        self.stops = Counter()
         self.ended: list[str] = []
         self.keys: dict[str, tuple[str, bytes]] = {}
         self.now = 0.0
@@ -777,7 +793,8 @@ class Lives(RuleBasedStateMachine):
         state, attempts = self.model.get(run, (None, 0))
         self.history.requeue([run]).result()
         if state is State.RUNNING:
-            self.model[run] = (State.QUEUED, attempts - 1)
+            self.model[run] = (State.QUEUED, attempts)
+            self.stops[run] += 1
 
     @rule()
     def reopen_and_recover(self):
@@ -786,7 +803,7 @@ class Lives(RuleBasedStateMachine):
         self.open()
         self.history.recover(2, self.now).result()
         for run, (state, attempts) in list(self.model.items()):
-            if state is State.RUNNING and attempts < 2:
+            if state is State.RUNNING and attempts - self.stops[run] < 2:
                 self.model[run] = (State.QUEUED, attempts)
             elif state is State.RUNNING:
                 self._end(run, State.FAILED)
