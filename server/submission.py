@@ -28,7 +28,7 @@ from server.settings import Limits
 R = TypeVar("R", bound=Request)
 BLOB = "blob:"
 """What the name of an uploaded file begins with, in a graph."""
-REMEMBERED = 50_000
+REMEMBERED = 10_000
 """Nodes of all graphs that are remembered."""
 
 
