@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Flaky
 from oracle import check, scripts
 
 import engine.plan
@@ -190,5 +191,6 @@ def test_a_broken_cache_is_caught(mistake):
     def property_(script):
         check(Engine, script)
 
-    with mistake(), pytest.raises((AssertionError, RunFailed)):
+    # Flaky is a failure that did not come back in the same words: the disk's writer has a pace of its own
+    with mistake(), pytest.raises((AssertionError, RunFailed, Flaky)):
         property_()
