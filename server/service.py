@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable
 from pathlib import Path
 
 import httpx2
@@ -199,10 +199,3 @@ def _take(folder: Path) -> int:
             f"data folder {folder} is served by another process; stop it, or name another with --data or CALOTYPE_DATA"
         ) from None
     return handle
-
-
-def folders(settings: Settings) -> Iterator[Path]:
-    """Where submitted graphs find files, in order."""
-    yield settings.data / "inputs"
-    yield from settings.inputs
-    yield from settings.models
