@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Threads that wait do not spin: several processes share a machine well.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo serve test check bench wheel docs clean
+.PHONY: demo serve test check bench wheel docs gallery clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,7 +20,7 @@ serve: $(STAMP)
 	$(BIN)/calotype serve
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -35,6 +35,9 @@ wheel: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m calotype.reference
+
+gallery: $(STAMP)
+	$(BIN)/python -m calotype.gallery
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info

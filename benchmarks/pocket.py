@@ -19,8 +19,8 @@ from benchmarks.measure import Answer, Beside, Goal, Row
 from nodes.diffusion import load, text, vae
 from nodes.diffusion.drive import drive
 from nodes.diffusion.guidance import Denoiser, Guidance, Repaint, guided
+from nodes.diffusion.multistep import dpmpp_2m
 from nodes.diffusion.noise import Streams
-from nodes.diffusion.sampler import dpmpp_2m
 from nodes.diffusion.schedule import karras, tail
 from pocket import FOLDER
 from pocket.training import archive, palette, picture, scene

@@ -28,7 +28,7 @@ QUESTION = "What does it cost to keep a value, to find it again, and to restore 
 ROUNDS = 15
 ROOM = 1 << 40
 
-NODES = {"paint": "sampled latent, 20 steps", "positive": "conditioning", "decoded": "decoded picture"}
+NODES = {"paint": "sampled latent, 20 steps", "prompted/positive": "conditioning", "decoded": "decoded picture"}
 """Nodes of the graph img2img that are worth restoring."""
 AT_MOST = 1 / 20
 

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from calotype import recipes
     from calotype.front import Engine, Graph
     from calotype.library import find
     from engine.context import CancelToken, Context
@@ -38,6 +39,7 @@ _HOMES = {
     "engine.socket": ("Bool", "Float", "Int", "Socket", "Text"),
     "nodes.types": ("Conditioning", "Image", "Latent", "Mask", "Noise"),
 }
+_MODULES = ("recipes",)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -68,11 +70,14 @@ __all__ = [
     "Text",
     "find",
     "node",
+    "recipes",
 ]
 
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use."""
+    if name in _MODULES:
+        return import_module(f"calotype.{name}")
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(home), name)

@@ -39,7 +39,10 @@ Cache = Annotated[
 ]
 Exact = Annotated[bool, typer.Option("--exact", help="Never fuse calls: the same bits on every run.")]
 Device = Annotated[str | None, typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N.")]
-Axis = Annotated[str | None, typer.Option(metavar="NAME=V,V,...")]
+Axis = Annotated[str | None, typer.Option(metavar="NAME=V,V,...", help="Values: a,b or 1-9 (+2) or 0-1 [5].")]
+Batch = Annotated[
+    str | None, typer.Option(metavar="N|NAME=V,V,...", help="Pictures beside one another: N seeds, or one per value.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -55,6 +58,7 @@ def run(
     graph: GraphName,
     settings: Set = None,
     outputs: Outputs = None,
+    batch: Batch = None,
     folder: Folder = Path("out"),
     report: Report = None,
     cache: Cache = None,
@@ -62,8 +66,13 @@ def run(
     device: Device = None,
 ) -> None:
     """Run a graph and save its pictures."""
+    from calotype.sweep import Wanted, swept
+
     with _engine(graph, cache, exact=exact, device=device) as engine:
-        _run(engine, _edited(engine, graph, settings), outputs, folder, report)
+        found = _edited(engine, graph, settings)
+        if batch:
+            found = swept(engine, found, Wanted({"batch": batch}))
+        _run(engine, found, outputs, folder, report)
 
 
 @app.command()
@@ -72,6 +81,16 @@ def sweep(
     x: Axis = None,
     y: Axis = None,
     z: Axis = None,
+    batch: Batch = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option("--vary", metavar="NAME[=x,y]", help="A whole number, such as a seed, that counts up."),
+    ] = None,
+    margin: Annotated[int | None, typer.Option(metavar="PX", help="Space between the cells.", min=0, max=500)] = None,
+    no_legend: Annotated[bool, typer.Option("--no-legend", help="Draw no labels.")] = False,
+    cells: Annotated[bool, typer.Option("--cells", help="Save every cell as well.")] = False,
+    sheets: Annotated[bool, typer.Option("--sheets", help="Save the sheet of each value of z as well.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it costs, and end.")] = False,
     settings: Set = None,
     folder: Folder = Path("out"),
     report: Report = None,
@@ -80,12 +99,18 @@ def sweep(
     device: Device = None,
 ) -> None:
     """Run a graph over the values of up to three names, and save one sheet."""
+    from calotype.sweep import Wanted, everything, swept
+
+    axes = {name: text for name, text in (("x", x), ("y", y), ("z", z), ("batch", batch)) if text}
     with _engine(graph, cache, exact=exact, device=device) as engine:
         found = _edited(engine, graph, settings)
-        axes = {letter: _axis(engine, found, text) for letter, text in (("x", x), ("y", y), ("z", z)) if text}
-        if not axes:
+        if not axes and found.document.sweep is None:
             raise typer.BadParameter("name at least one axis: --x NAME=V,V,...")
-        _run(engine, found.replace(sweep=axes), None, folder, report)
+        found = swept(engine, found, Wanted(axes, vary or (), margin, False if no_legend else None))
+        outputs = everything(engine.program(found), cells=cells, sheets=sheets)
+        _show_cost(engine, found, outputs, listed=dry_run)
+        if not dry_run:
+            _run(engine, found, outputs, folder, report)
 
 
 @app.command()
@@ -172,14 +197,49 @@ def graphs() -> None:
 
 @app.command()
 def models() -> None:
-    """List the models that can be named, with size and digest."""
-    import pocket
-    from engine.file import Files, ModelFile
+    """List the models that can be named, with those in the folders loras, embeddings and vae here."""
+    from calotype.front import MODELS
+    from calotype.models import models as found
+    from engine.file import Files
 
-    size = sum(path.stat().st_size for path in pocket.FOLDER.rglob("*") if path.is_file())
-    digest = Files(named={"pocket": pocket.FOLDER}).resolve(ModelFile, "pocket").digest.hex()
-    rows = [("pocket", "Stable Diffusion 1.x layout", f"{size / 1e6:.1f} MB", digest[:12], str(pocket.FOLDER))]
-    _table(("name", "kind", "size", "digest", "folder"), rows)
+    listed = found(Files([Path()], named=MODELS))
+    rows = [(one.name, one.kind, f"{one.size / 1e6:.1f} MB", one.digest[:12], str(one.path)) for one in listed]
+    _table(("name", "kind", "size", "digest", "place"), rows)
+
+
+@app.command(name="import")
+def import_(
+    picture: Annotated[Path, typer.Argument(metavar="FILE", help="A picture or a text file.", exists=True)],
+    path: Annotated[Path | None, typer.Option("--out", metavar="GRAPH", help="Write the graph there.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Even where there is a file.")] = False,
+    image: Annotated[Path | None, typer.Option(metavar="PICTURE", help="What it began with.", exists=True)] = None,
+    mask: Annotated[Path | None, typer.Option(metavar="PICTURE", help="White: what changed.", exists=True)] = None,
+) -> None:
+    """Make a graph of the parameters in a picture that the WebUI saved, and say what they do not tell."""
+    from calotype.front import MODELS
+    from calotype.importing import import_file
+    from calotype.library import INPUTS
+    from engine.file import Files
+
+    beside = path.parent if path else Path()
+    files = Files([beside, picture.parent, Path(), INPUTS], named=MODELS)
+    found = import_file(picture, files, beside=beside, image=image, mask=mask)
+    if path is None:
+        print(found.graph.dumps())
+    else:
+        _write_graph(path, found.graph, force=force)
+    for line in found.report():
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _write_graph(path: Path, graph: "Graph", *, force: bool) -> None:
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as stream:
+            stream.write(f"{graph.dumps()}\n")
+    except FileExistsError:
+        raise GraphError([Problem("--out", f"{path} is there already; --force overwrites it", "place")]) from None
+    except OSError as error:
+        raise GraphError([Problem("--out", f"{path} cannot be written: {error.strerror}", "place")]) from error
 
 
 @app.command()
@@ -276,6 +336,8 @@ def _split(text: str) -> tuple[str, str]:
 
 def _value(engine: "Engine", graph: "Graph", name: str, text: str, problems: list[Problem]) -> Any:
     """A literal from the command line. Names that lead nowhere and refused values are added to `problems`."""
+    from calotype.labels import hint
+
     try:
         node, param = graph.locate(name)
     except GraphError as error:
@@ -288,23 +350,21 @@ def _value(engine: "Engine", graph: "Graph", name: str, text: str, problems: lis
     try:
         definition.params[param].parse(value)
     except ValueError as error:
-        problems.append(Problem(name, str(error), "value"))
+        problems.append(Problem(name, f"{error}{hint(definition.params[param], value)}", "value"))
     return value
 
 
-def _axis(engine: "Engine", graph: "Graph", text: str) -> dict[str, list[Any]]:
-    import csv
+def _show_cost(engine: "Engine", graph: "Graph", outputs: list[str], *, listed: bool) -> None:
+    """What a run costs, in one line; `listed` says how many nodes of each type come to which verdict, too."""
+    from collections import Counter
 
-    name, listed = _split(text)
-    problems: list[Problem] = []
-    try:
-        texts = next(csv.reader([listed]), [])
-    except csv.Error as error:
-        raise typer.BadParameter(f"{listed!r}: {error}") from error
-    values = [_value(engine, graph, name, value.strip(), problems) for value in texts]
-    if problems:
-        raise GraphError(problems)
-    return {name: values}
+    from calotype.cost import cost
+
+    plan = engine.plan(graph, outputs)
+    if listed:
+        counted = Counter((str(item.verdict), item.type) for item in plan)
+        _table(("verdict", "type", "nodes"), [(*kind, str(count)) for kind, count in sorted(counted.items())])
+    print(cost(engine, graph, outputs, plan))
 
 
 def _problems(engine: "Engine", graph: "Graph") -> list[Any]:

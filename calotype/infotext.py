@@ -1,98 +1,148 @@
-"""The `parameters` text that the WebUI writes into its pictures, made from a graph.
+"""The grammar of the `parameters` text that the WebUI and many others write into their pictures.
 
-It is a courtesy to other programs: it cannot hold masks, chains or sweeps. The graph beside it in the file can.
+    a fox in the snow, (soft light:1.2)
+    Negative prompt: blurry
+    Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x768, Lora hashes: "fox: 1a2b"
+
+It holds no pictures, masks, chains or sweeps, so it is a courtesy to other programs; the graph beside it in a PNG says
+everything.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from calotype import __version__
-from engine.program import Port, Program, Step
-
-SAMPLERS = {
-    "dpmpp_2m": "DPM++ 2M",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "ddim": "DDIM",
+NEGATIVE = "Negative prompt:"
+_PAIR = re.compile(r'(?<![\w \-/])[ \-/]*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_AFTER = re.compile(r"((?:Negative )?Template):\s*(.*)")
+"""Lines that the dynamic-prompts extension writes below the fields."""
+_SIZE = re.compile(r"\s*(\d+)\s*x\s*(\d+)\s*")
+LEAST = 3
+"""Fields that make a line the line of fields: fewer may be prose."""
+DEFAULTS: Mapping[str, str] = {
+    "Schedule type": "Automatic",
+    "Clip skip": "1",
+    "RNG": "GPU",
+    "Mask mode": "Inpaint masked",
+    "Masked content": "original",
+    "Inpaint area": "Whole picture",
+    "Masked area padding": "32",
+    "Schedule min sigma": "0",
+    "Schedule max sigma": "0",
+    "Schedule rho": "0",
+    "Emphasis": "Original",
+    "VAE Encoder": "Full",
+    "VAE Decoder": "Full",
+    "Hires sampler": "Use same sampler",
 }
-SCHEDULES = {"karras": "Karras", "normal": "Uniform", "exponential": "Exponential", "sgm_uniform": "SGM Uniform"}
+"""What the WebUI means by fields that it leaves out."""
 
 
-def infotext(
-    program: Program, output: Port, size: tuple[int, int], digests: Mapping[str, str], index: int = 0
-) -> str | None:
-    """The text for picture `index` of an output, from the sample node nearest to it; None where there is none.
+@dataclass(frozen=True)
+class Parameters:
+    """A parsed text: both prompts, and the fields in their order."""
 
-    `size` is (width, height) in px, left out for a sheet of many pictures; `digests` maps `node.param` to the sha256
-    of the file it names.
+    prompt: str = ""
+    negative: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def get(self, name: str) -> str | None:
+        """A field, or what its absence stands for; None where that is nothing."""
+        return self.fields.get(name, DEFAULTS.get(name))
+
+    def size(self, name: str = "Size") -> tuple[int, int] | None:
+        """A field such as `512x768` as (width, height) in px. Raises ValueError where it is something else."""
+        text = self.fields.get(name)
+        if text is None:
+            return None
+        found = _SIZE.fullmatch(text)
+        if found is None:
+            raise ValueError(f"expected WIDTHxHEIGHT, got {text!r}")
+        return int(found[1]), int(found[2])
+
+
+def parse(text: str) -> Parameters:
+    """Read a text. One without a line of fields is all prompt.
+
+    The line of fields is the last one where that has at least three of them, else the last one that begins with
+    `Steps:` and has as many. What follows it belongs to the dynamic-prompts extension (`Template:`), or to nobody.
     """
-    step = _nearest(program, output, "sample")
-    if step is None:
+    lines = text.replace("\r\n", "\n").strip().split("\n")
+    position = _line_of_fields(lines)
+    fields = {} if position is None else {**dict(pairs(lines[position])), **_templates(lines[position + 1 :])}
+    prompt, negative = _prompts(lines[:position])
+    return Parameters(prompt, negative, fields)
+
+
+def dump(parameters: Parameters) -> str:
+    """Write a text, the inverse of `parse`. Values that hold `,`, `:` or a line's end are quoted as JSON."""
+    lines = [parameters.prompt, f"{NEGATIVE} {parameters.negative}" if parameters.negative else ""]
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in parameters.fields.items()))
+    return "\n".join(filter(None, lines))
+
+
+def pairs(line: str) -> Iterator[tuple[str, str]]:
+    """The fields of a line. A value is a JSON text, a bare JSON list or object (Civitai), or all up to the comma."""
+    position = 0
+    while found := _PAIR.search(line, position):
+        name, value, position = found[1].strip(), found[2], found.end()
+        if value.startswith(("[", "{")) and (end := _json_end(line, found.start(2))) is not None:
+            value, position = line[found.start(2) : end], min(end + 1, len(line))
+        yield name, _unquoted(value.strip())
+
+
+def _line_of_fields(lines: Sequence[str]) -> int | None:
+    if _has_fields(lines[-1]) and not _AFTER.match(lines[-1]):
+        return len(lines) - 1
+    found = (position for position in range(len(lines) - 1, -1, -1) if lines[position].startswith("Steps:"))
+    return next((position for position in found if _has_fields(lines[position])), None)
+
+
+def _has_fields(line: str) -> bool:
+    return sum(1 for _ in pairs(line)) >= LEAST
+
+
+def _prompts(lines: Sequence[str]) -> tuple[str, str]:
+    prompt: list[str] = []
+    negative: list[str] = []
+    filled = prompt
+    for line in lines:
+        if line.startswith(NEGATIVE):
+            filled = negative
+        filled.append(line.removeprefix(NEGATIVE).strip() if filled is negative else line.strip())
+    return "\n".join(prompt).strip(), "\n".join(negative).strip()
+
+
+def _templates(lines: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    name = None
+    for line in lines:
+        if begun := _AFTER.match(line):
+            name, found[begun[1]] = begun[1], begun[2]
+        elif name:
+            found[name] += f"\n{line}"
+    return {name: value.strip() for name, value in found.items()}
+
+
+def _json_end(line: str, start: int) -> int | None:
+    """Where a JSON value ends that begins at `start`; None where there is none that ends before a comma or the end."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(line, start)
+    except (ValueError, RecursionError):
         return None
-    prompt, negative = (_text(program, step, name) for name in ("positive", "negative"))
-    sheet = program.steps[output.step].definition.gathers
-    fields = dict(_fields(program, step, digests, index), Size=None if sheet else f"{size[0]}x{size[1]}")
-    line = ", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items() if value is not None)
-    return "\n".join([prompt, *([f"Negative prompt: {negative}"] if negative else []), line])
+    return end if line[end : end + 1] in ("", ",") else None
 
 
-def _fields(program: Program, step: Step, digests: Mapping[str, str], index: int) -> Iterator[tuple[str, Any]]:
-    noise, model = _source(program, step, "noise"), _source(program, step, "unet")
-    yield "Steps", literal(program, step, "steps")
-    yield "Sampler", SAMPLERS.get(literal(program, step, "sampler"))
-    yield "Schedule type", SCHEDULES.get(literal(program, step, "schedule"))
-    yield "CFG scale", literal(program, step, "cfg")
-    variation = literal(program, noise, "variation") if noise else None
-    yield "Seed", _counted(program, noise, "seed", 0 if variation else index)
-    yield "Size", None  # keeps the customary place
-    if model is not None and "checkpoint" in model.files:
-        yield "Model hash", digests.get(f"{model.id}.checkpoint", "")[:10] or None
-        yield "Model", model.files["checkpoint"][1].rsplit("/", 1)[-1]
-    if variation:
-        yield "Variation seed", _counted(program, noise, "variation_seed", index)
-        yield "Variation seed strength", variation
-    denoise = literal(program, step, "denoise")
-    yield "Denoising strength", None if denoise == 1 else denoise
-    yield "Version", f"Calotype {__version__}"
+def _quoted(value: str) -> str:
+    plain = value == value.strip() and not value.startswith('"') and not any(sign in value for sign in ",:\n\r")
+    return value if plain else json.dumps(value, ensure_ascii=False)
 
 
-def _counted(program: Program, noise: Step | None, name: str, index: int) -> int | None:
-    """The seed of picture `index`: seeds count up along a batch."""
-    seed = literal(program, noise, name) if noise else None
-    return None if seed is None else int(seed) + index
-
-
-def literal(program: Program, step: Step, name: str) -> Any:
-    """A parameter's value, also where it is linked to a constant; None where it is computed."""
-    if name in step.values:
-        return step.values[name]
-    constant = _source(program, step, name)
-    return None if constant is None else constant.values.get("value")
-
-
-def _text(program: Program, step: Step, name: str) -> str:
-    encode = _source(program, step, name)
-    return str(literal(program, encode, "text") or "") if encode else ""
-
-
-def _source(program: Program, step: Step, name: str) -> Step | None:
-    found = next((source for source in step.sources if source.name == name), None)
-    return None if found is None else program.steps[found.ports[0].step]
-
-
-def _nearest(program: Program, output: Port, type_: str) -> Step | None:
-    level, seen = [output.step], {output.step}
-    while level:
-        for position in level:
-            if program.steps[position].definition.type == type_:
-                return program.steps[position]
-        level = [port.step for position in level for port in program.steps[position].needs if port.step not in seen]
-        seen.update(level)
-    return None
-
-
-def _quoted(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return json.dumps(text, ensure_ascii=False) if any(sign in text for sign in ",:\n") else text
+def _unquoted(value: str) -> str:
+    if len(value) < 2 or value[0] != '"' or value[-1] != '"':
+        return value
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value

@@ -18,7 +18,7 @@ def stem(name: str, title: str, output: str, outputs: Iterable[str]) -> str:
     """
     name = re.sub(r"\.\w+$", "", name)
     known = "|".join(map(re.escape, outputs))
-    name = re.sub(rf"-({known})-\d{{5}}$", "", name) or title
+    name = re.sub(rf"-({known})(-[xyzb]?\d+)*-\d{{5}}$", "", name) or title
     return re.sub(r"[^A-Za-z0-9_-]+", "_", f"{name}-{output}").strip("_")[-LONGEST:]
 
 

@@ -9,14 +9,18 @@ from pathlib import Path
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
-import pocket
-from calotype.infotext import infotext
+from calotype.caption import caption
 from calotype.library import INPUTS
 from calotype.naming import stem, write
 from engine.engine import Engine, Result
 from engine.errors import FileError, GraphError, Problem
+from engine.file import File
+from engine.flat import Cell
 from engine.graph import Graph, Library
+from engine.program import Program, Step
 from engine.socket import Socket
+from engine.sweep import suffix, within
+from nodes.files import Styles
 from nodes.types import Image, Mask
 
 CHUNK = "calotype"
@@ -26,15 +30,15 @@ CHUNK = "calotype"
 def save(result: Result, engine: Engine, folder: Path) -> dict[str, list[str]]:
     """Save every output that is a picture; returns the paths by output. Existing files are never replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = document_of(result, folder)
+    whole = document_of(result, folder=folder)
     program = engine.program(result.graph)
-    digests = {name: file.digest.hex() for name, file in result.files.items()}
     paths: dict[str, list[str]] = {name: [] for name in result.outputs}
     for name, value in result.outputs.items():
         for index, picture in enumerate(pictures(value)):
-            text = infotext(program, program.port(name), picture.size, digests, index)
-            data = encode(picture, document, text)
-            paths[name].append(str(write(folder, _stem(result.graph, name), data)))
+            text = caption(program, program.port(name), picture.size, result.files, index=index, graph=result.graph)
+            cell = program.cells.get(name)
+            data = encode(picture, document_of(result, cell, folder) if cell else whole, text)
+            paths[name].append(str(write(folder, _stem(result.graph, called(program, name)), data)))
     return paths
 
 
@@ -45,22 +49,44 @@ def pictures(value: Socket) -> Iterator[PIL.Image.Image]:
             yield value.pil(index)
 
 
-def document_of(result: Result, folder: Path | None = None, graph: Graph | None = None) -> str:
-    """The graph as it ran: seeds drawn, subgraphs in place, digests of the files that it read.
+def called(program: Program, output: str) -> str:
+    """What an output is called in a file's name: a cell by where it stands, such as `image-x1-y0`."""
+    cell = program.cells.get(output)
+    if output in program.outputs:
+        return output
+    if cell is not None:
+        return f"{cell.output}-{suffix(cell.place).replace(',', '-')}"
+    sheets = {link: f"{name}-z{at}" for name, swept in program.swept.items() for at, link in enumerate(swept.sheets)}
+    return sheets.get(output, output)
+
+
+def document_of(result: Result, cell: Cell | None = None, folder: Path | None = None) -> str:
+    """The graph as it ran, or that of one cell alone: seeds drawn, subgraphs in place, digests of the files it read.
 
     `meta.folders` says where files lay, seen from the picture's `folder`, so that they are found from elsewhere too;
-    Calotype's own are always found. `graph` stands for the result's own, where only a part of that is wanted.
+    Calotype's own are always found.
     """
-    document = (graph or result.graph).dump(inline=True)
-    files = {name: file.digest.hex() for name, file in sorted(result.files.items())}
+    graph = result.graph.replace(sweep=None).set(cell.set) if cell else result.graph
+    document = graph.dump(inline=True)
+    files = {name: file.digest.hex() for name, file in sorted(_files_of(result, cell).items())}
     if folder is None:
         document["meta"] = {**document.get("meta", {}), "files": files}
         return json.dumps(document, ensure_ascii=False)
-    named = [file for file in result.files.values() if file.path != pocket.FOLDER and not Path(file.name).is_absolute()]
-    parents = {file.path.absolute().parents[len(Path(file.name).parts) - 1] for file in named} - {INPUTS}
-    folders = sorted(os.path.relpath(parent, folder.absolute()) for parent in parents)
+    roots = {part.root.absolute() for file in result.files.values() for part in file.parts if part.root is not None}
+    folders = sorted(os.path.relpath(root, folder.absolute()) for root in roots - {INPUTS})
     document["meta"] = {**document.get("meta", {}), "files": files, "folders": folders}
     return json.dumps(document, ensure_ascii=False)
+
+
+def _files_of(result: Result, cell: Cell | None) -> dict[str, File]:
+    """`node.param` -> the files that the result, or one cell of it, was made of."""
+    found = {}
+    for place, file in result.files.items():
+        step, _, param = place.rpartition(".")
+        node = within(step, cell.place) if cell else step
+        if node is not None:
+            found[f"{node}.{param}"] = file
+    return found
 
 
 def encode(picture: PIL.Image.Image, document: str, text: str | None) -> bytes:
@@ -82,7 +108,9 @@ def read_graph(path: Path, library: Library) -> Graph:
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise GraphError([Problem("", f"{path} is not a picture that can be read: {error}", "unreadable")]) from error
     if text is None:
-        raise GraphError([Problem("", f"{path} carries no graph; it was not made by Calotype", "no_graph")])
+        raise GraphError(
+            [Problem("", f"{path} carries no graph; it was not made by Calotype (see calotype import)", "no_graph")]
+        )
     graph = Graph.parse(text, library)
     graph.name = path.name
     return graph
@@ -102,18 +130,26 @@ def changed_files(graph: Graph, engine: Engine, replaced: Collection[str]) -> li
         for name, named in step.files.items():
             place = f"{step.id}.{name}"
             expected = known.get(place) if isinstance(known, Mapping) else None
-            if expected is None or place in replaced:
+            if expected is None or place in replaced or _is_idle(named[0], step):
                 continue
             try:
                 found = engine.files.resolve(*named).digest.hex()
             except FileError:
                 continue  # the run says so, with where it looked
             if found != expected:
-                message = (
-                    f"{named[1]!r} is not the file that the picture was made with; --set {place}=FILE takes another"
-                )
-                problems.append(Problem(f"nodes.{step.id}.params.{name}", message, "file_changed"))
+                problems.append(Problem(f"nodes.{step.id}.params.{name}", _changed(*named, place), "file_changed"))
     return problems
+
+
+def _is_idle(kind: type[File], step: Step) -> bool:
+    """Whether a file says nothing in a node: a table of styles, of which none is asked for."""
+    return kind is Styles and not step.values.get("styles")
+
+
+def _changed(kind: type[File], literal: str, place: str) -> str:
+    if kind.literal_counts:
+        return f"a file that {literal!r} mentions is not what it was for the picture; --set {place}=TEXT takes others"
+    return f"{literal!r} is not the file that the picture was made with; --set {place}=FILE takes another"
 
 
 def _stem(graph: Graph, output: str) -> str:

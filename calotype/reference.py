@@ -57,7 +57,7 @@ def describe(definition: NodeDef) -> str:
 def parameter(param: Param) -> str:
     """What a parameter takes: type, choices, range and unit, and what stands there when nobody sets it."""
     kind = _kind(param.schema, param.unit, param.schema)
-    if param.file:
+    if param.file and not param.file.literal_counts:
         kind = kind.replace(_WORDS["string"], f"name of a {param.file.kind}")
     default = "required" if param.default is REQUIRED else f"default {_json(param.schema['default'])}"
     fresh = f"{param.fresh.when} draws a new one at each submission" if param.fresh else ""

@@ -17,8 +17,8 @@ import PIL.Image
 import uvicorn
 
 from calotype import __version__
+from calotype.caption import caption
 from calotype.front import MODELS, Engine
-from calotype.infotext import infotext
 from calotype.library import INPUTS, SAVED, Library, graphs_in
 from calotype.picture import document_of, encode, pictures
 from calotype.reference import parameter
@@ -43,7 +43,7 @@ SWITCH = 0.0005
 """Seconds after which a thread gives way to another: the writer of the history waits so long for every statement."""
 KEEP_ALIVE = 30
 """Seconds that an idle connection stays open."""
-_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,200}(\.(json|yaml|yml))?")
+_PLAIN = re.compile(r"(parts/)?[A-Za-z0-9_-]{1,200}(\.(json|yaml|yml))?")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
@@ -89,21 +89,20 @@ class Painting:
         """A node type in full, as JSON values."""
         return self._describe(type_)
 
-    def render(self, result: Result, cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Rendered]]:
+    def render(self, result: Result) -> dict[str, list[Rendered]]:
         """PNGs of every output that is a picture, each with the graph that makes it."""
-        whole = document_of(result)
+        whole, cells = document_of(result), self._engine.program(result.graph).cells
         return {
-            name: self._rendered(result, name, value, _cell(result, cells[name]) if name in cells else whole)
+            name: self._rendered(result, name, value, document_of(result, cells[name]) if name in cells else whole)
             for name, value in result.outputs.items()
             if isinstance(value, (Image, Mask))
         }
 
     def _rendered(self, result: Result, name: str, value: Socket, document: str) -> list[Rendered]:
         program = self._engine.program(result.graph)
-        digests = {place: file.digest.hex() for place, file in result.files.items()}
         found = []
         for index, picture in enumerate(pictures(value)):
-            text = infotext(program, program.port(name), picture.size, digests, index)
+            text = caption(program, program.port(name), picture.size, result.files, index=index, graph=result.graph)
             found.append(Rendered(encode(picture, document, text), "image/png", *picture.size))
         return found
 
@@ -117,21 +116,6 @@ class Painting:
         stream = io.BytesIO()
         picture.resize(size, PIL.Image.Resampling.BILINEAR).convert("RGB").save(stream, "JPEG", quality=75)
         return Rendered(stream.getvalue(), "image/jpeg", *size)
-
-
-def _cell(result: Result, settings: Mapping[str, Any]) -> str:
-    """The graph of one cell of a sweep. Its own files are not listed: their names belong to the whole."""
-    document = result.graph.dump()
-    document.pop("sweep")
-    alone = Graph.parse(document, lambda name: _named(result.graph, name)).set(settings)
-    return document_of(result, None, alone)
-
-
-def _named(graph: Graph, name: str) -> Graph:
-    found = graph._named(name)
-    if found is None:
-        raise LookupError(name)
-    return found
 
 
 def _described(definition: NodeDef) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class TensorSocket(Socket):
     def pack(self) -> Packed:
         """Tensors as arrays, the rest as JSON."""
         meta = {
-            name: dataclasses.asdict(cast("Any", value)) if dataclasses.is_dataclass(value) else value
+            name: _adapter(cast("Any", type(self)), name).dump_python(value, mode="json")
             for name, value in _fields(self).items()
             if not isinstance(value, torch.Tensor)
         }

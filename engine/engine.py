@@ -19,7 +19,7 @@ from engine.disk import Disk
 from engine.errors import CalotypeError, Cancelled, FileChanged, FileError, GraphError, RunFailed
 from engine.event import RunFinished, RunStarted, Trouble
 from engine.file import File, Files
-from engine.graph import Graph
+from engine.graph import AXES, Graph
 from engine.host import Host
 from engine.loop import Loop
 from engine.models import ModelPool
@@ -190,7 +190,7 @@ class Engine:
             raise TimeoutError("the engine is busy")
         try:
             program = self.program(graph)
-            return None if program.unsettled else self._recalled(graph, program, _wanted(program, outputs))
+            return None if program.unsettled else self._recalled(graph, program, program.wanted(outputs))
         finally:
             self._lock.release()
 
@@ -205,7 +205,7 @@ class Engine:
         """What a run would do, and why, without running anything. Raises GraphError."""
         with self._lock:
             program = self.program(graph, arguments)
-            survey = self._survey(program, list(_wanted(program, outputs).values()))
+            survey = self._survey(program, list(program.wanted(outputs).values()))
             try:
                 return list(survey.planned())
             finally:
@@ -286,7 +286,7 @@ class Engine:
         """Draw the fresh values that stand on a sweep's axes."""
         sweep = graph.dump()["sweep"]
         drawn = False
-        for axis in sweep.values():
+        for axis in (sweep[name] for name in AXES if name in sweep):
             for name, values in axis.items():
                 fresh = self._fresh(graph, name)
                 if fresh is not None and fresh.when in values:
@@ -426,7 +426,7 @@ class _Story:
         self._listener = order.listener
         self._token = order.token
         self._graph, self._program = engine._settled(order.graph, order.arguments)
-        self._wanted = _wanted(self._program, order.outputs)
+        self._wanted = self._program.wanted(order.outputs)
         self._id = _new_id()
         self._began = time.perf_counter()
         self._run: Run | None = None
@@ -497,11 +497,6 @@ def _shut(disk: Disk | None, catalogue: Catalogue | None) -> None:
         disk.close()
     if catalogue:
         catalogue.close()
-
-
-def _wanted(program: Program, outputs: Sequence[str] | None) -> dict[str, Port]:
-    names = program.outputs if outputs is None else outputs
-    return {name: program.port(name) for name in names}
 
 
 def _result(run: Run, graph: Graph, seconds: float) -> Result:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import ClassVar
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import ClassVar, Self, TypeVar
 
 from engine.digest import Digest, digest
 from engine.errors import FileChanged, FileError
@@ -16,17 +17,43 @@ from engine.errors import FileChanged, FileError
 RACY_NS = 2_000_000_000
 """A file touched less than this before it was digested may change again within one tick of its clock."""
 
+MAX_LISTED = 20_000
+"""Files that the folders of one kind may hold, so that looking for a name stays quick."""
+
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file parameter as a node receives it: the name that was written, where it lies, the sha256 that was planned."""
+    """A file parameter as a node receives it: the name that was written, where it lies, the sha256 that was planned.
+
+    A subclass is a kind of file with places of its own, or says itself (`resolved`) what its literals stand for.
+    """
 
     kind: ClassVar[str] = "file"
+    folder: ClassVar[str] = ""
+    """Subfolder of the roots in which files of this kind are looked for first."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Endings that a name may leave out, the one that counts first."""
+    folders: ClassVar[bool] = False
+    """Whether a whole folder may stand for a file."""
+    literal_counts: ClassVar[bool] = False
+    """Whether the literal enters the key beside the digest: a text that mentions files does, a name does not."""
     name: str
     path: Path
     digest: Digest
     verify: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     """Raises FileChanged unless the path still holds what was planned: call it after reading in other ways."""
+    root: Path | None = field(default=None, compare=False, repr=False)
+    """The folder within which its name led to it; None where it has a place of its own."""
+
+    @classmethod
+    def resolved(cls, files: "Files", literal: str) -> Self:
+        """What a literal stands for now, its digest covering everything that counts. Raises FileError."""
+        return files.find(cls, literal)
+
+    @property
+    def parts(self) -> "tuple[File, ...]":
+        """The files on disk that the literal led to: this one, or all that it mentions."""
+        return (self,)
 
     def read(self) -> bytes:
         """The content. Raises FileChanged when it is not what the plan digested."""
@@ -44,7 +71,13 @@ class ModelFile(File):
     """A model: one file, or a folder in diffusers' layout. Its digest covers the relevant files of the folder."""
 
     kind: ClassVar[str] = "model"
+    folders: ClassVar[bool] = True
 
+
+F = TypeVar("F", bound=File)
+
+Place = tuple[Path, Path]
+"""(path, the root that it lies in)."""
 
 MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model"})
 
@@ -89,7 +122,7 @@ class Files:
         schemes: Mapping[str, Callable[[str], Path | None]] | None = None,
         anywhere: bool = True,
     ) -> None:
-        self.roots = tuple(Path(root) for root in roots)
+        self.roots = tuple(dict.fromkeys(Path(root) for root in roots))
         self.named = dict(named or {})
         self.schemes = dict(schemes or {})
         self.anywhere = anywhere
@@ -105,17 +138,47 @@ class Files:
 
     def search(self, folders: Iterable[Path]) -> None:
         """Look in these folders too, before the others."""
-        self.roots = (*folders, *self.roots)
+        self.roots = tuple(dict.fromkeys((*folders, *self.roots)))
 
-    def resolve(self, kind: type[File], name: str) -> File:
-        """The file that `name` stands for, with the digest of what it holds now. Raises FileError."""
-        path = self._find(kind, name)
+    def resolve(self, kind: type[F], literal: str) -> F:
+        """The file that a literal stands for, with the digest of what it holds now. Raises FileError."""
+        return kind.resolved(self, literal)
+
+    def find(self, kind: type[F], name: str) -> F:
+        """The file of that name: in the folders of its kind first, then by its plain path. Raises FileError."""
+        return self._file(kind, name, *self._find(kind, name))
+
+    def find_mentioned(self, kind: type[F], name: str) -> F:
+        """The file that a text mentions by name: in the folders of its kind, and nowhere else. Raises FileError."""
+        path = PurePosixPath(name)
+        if not path.name:
+            raise FileError(f"{name!r} is not the name of a {kind.kind}")
+        if path.is_absolute() or ".." in path.parts:
+            raise FileError(f"{name!r} leads out of the folder {kind.folder}/; a text may only mention what lies in it")
+        return self._file(kind, name, *self._searched(kind, name, self._in_folders(kind, name)))
+
+    def names(self, kind: type[File]) -> Mapping[str, Path]:
+        """Everything in the folders of a kind by name: without its ending, `sub/name` in a subfolder, first root first.
+
+        Raises FileError where there is more than MAX_LISTED.
+        """
+        found: dict[str, Path] = {}
+        for root in self.roots if kind.folder else ():
+            top = root / kind.folder
+            if self._inside(root, top):
+                listed = self._listed(kind, root, str(top), {os.path.realpath(top)})
+                for path in sorted(listed, key=lambda path: _rank(kind, path)):
+                    found.setdefault(_bare_name(kind, path[len(str(top)) + 1 :]), Path(path))
+        return found
+
+    def _file(self, kind: type[F], name: str, path: Path, root: Path | None) -> F:
         try:
             value = self._digest_any(path)
         except OSError as error:
             raise FileError(f"{name!r} cannot be read: {error.strerror} ({path})") from error
         self._places[value] = path
-        return kind(name, path, value, lambda: self.verify(path, value))
+        within = root is not None and path.is_relative_to(root) and not PurePosixPath(name).is_absolute()
+        return kind(name, path, value, lambda: self.verify(path, value), root if within else None)
 
     def locate(self, value: Digest) -> Path:
         """Where a resolved digest was last seen. Raises FileChanged when it is not there any more."""
@@ -134,32 +197,78 @@ class Files:
         if now != value:
             raise FileChanged(f"{path} changed while the graph ran")
 
-    def _find(self, kind: type[File], name: str) -> Path:
+    def _find(self, kind: type[File], name: str) -> tuple[Path, Path | None]:
+        """Where a file lies, and the root within which it was found."""
         if not name:
             raise FileError("'' is not a file name")
-        if name in self.named and kind is ModelFile:
-            return self.named[name]
+        if name in self.named and kind.folders:
+            return self.named[name], None
         scheme, colon, rest = name.partition(":")
         if colon and scheme in self.schemes:
             found = self.schemes[scheme](rest)
             if found is None:
                 raise FileError(f"{name!r} is not there (any more); upload it again")
-            return found
+            return found, None
+        return self._searched(kind, name, chain(self._in_folders(kind, name), self._by_path(kind, name)))
+
+    def _searched(self, kind: type[File], name: str, places: Iterable[Place]) -> tuple[Path, Path | None]:
+        """The first of the places that holds a file, else the one file of that name further down in the folders."""
         try:
-            for candidate in self._candidates(name):
-                if candidate.is_file() or (kind is ModelFile and candidate.is_dir()):
-                    return candidate
+            for path, root in places:
+                if path.is_file() or (kind.folders and path.is_dir()):
+                    return path, root
         except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such home, a circle of links
             raise FileError(f"{name!r} is not a file name: {error}") from error
-        raise FileError(self._not_found(kind, name))
+        below = {longer: path for longer, path in self.names(kind).items() if PurePosixPath(longer).name == name}
+        if not below:
+            raise FileError(self._not_found(kind, name))
+        if len(below) > 1:
+            raise FileError(f"{len(below)} files are called {name!r}: write {' or '.join(sorted(below)[:3])}")
+        path = next(iter(below.values()))
+        return path, next(root for root in self.roots if path.is_relative_to(root / kind.folder))
 
-    def _candidates(self, name: str) -> Iterable[Path]:
+    def _in_folders(self, kind: type[File], name: str) -> Iterator[Place]:
+        for root in self.roots if kind.folder else ():
+            yield from self._placed(kind, root, root / kind.folder / name)
+
+    def _by_path(self, kind: type[File], name: str) -> Iterator[Place]:
         for root in self.roots:
-            candidate = root / name
-            if self.anywhere or self._within(root.resolve(), candidate):
-                yield candidate
+            yield from self._placed(kind, root, root / name)
         if self.anywhere:
-            yield Path(name).expanduser()
+            yield from self._placed(kind, Path(), Path(name).expanduser())
+
+    def _placed(self, kind: type[File], root: Path, path: Path) -> Iterator[Place]:
+        """A path, and what it may be short for, as far as they may be read."""
+        for suffix in ("", *kind.suffixes):
+            candidate = path.with_name(path.name + suffix) if suffix and path.name else path
+            if self._allowed(root, candidate):
+                yield candidate, root
+
+    def _allowed(self, root: Path, candidate: Path) -> bool:
+        return self.anywhere or self._within(root.resolve(), candidate)
+
+    def _listed(self, kind: type[File], root: Path, folder: str, seen: set[str]) -> Iterator[str]:
+        """Paths of the files of a kind within a folder, or of the folders in it that stand for one."""
+        for entry in _entries(folder):
+            if entry.is_symlink() and not self._inside(root, Path(entry.path)):
+                continue
+            if entry.is_dir() and not kind.folders:
+                if not _seen(entry.path, seen):
+                    yield from self._listed(kind, root, entry.path, seen)
+            elif entry.is_dir() or entry.name.endswith(kind.suffixes):
+                seen.add(entry.path)
+                if len(seen) > MAX_LISTED:
+                    raise FileError(f"{root / kind.folder} holds more than {MAX_LISTED} files; split it into roots")
+                yield entry.path
+
+    def _inside(self, root: Path, path: Path) -> bool:
+        """Whether a path itself, once all links are followed, may be looked at."""
+        if self.anywhere:
+            return True
+        try:
+            return path.resolve().is_relative_to(root.resolve())
+        except (OSError, RuntimeError):  # a circle of links
+            return False
 
     def _within(self, root: Path, candidate: Path) -> bool:
         """Whether a file, or everything in a folder, lies under `root` once all links are followed."""
@@ -171,11 +280,12 @@ class Files:
         return all(Path(member).resolve().is_relative_to(root) for member in members)
 
     def _not_found(self, kind: type[File], name: str) -> str:
-        known = [*self.named] if kind is ModelFile else []
+        known = [*self.named] if kind.folders else []
+        known += self.names(kind)
         for root in self.roots:
             known += sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
         near = difflib.get_close_matches(name, known, 1)
-        searched = ", ".join(str(root) for root in self.roots) or "the current folder"
+        searched = ", ".join(str(root / kind.folder) for root in self.roots) or "the current folder"
         hint = f", did you mean {near[0]!r}?" if near else f" (searched {searched})"
         return f"no {kind.kind} {name!r}{hint}"
 
@@ -201,6 +311,32 @@ class Files:
         if found is None:
             found = self._folders[known] = digest("folder", known)
         return found
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What can be reached in a folder; nothing where there is none."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if _there(entry)]
+    except OSError:
+        return []
+
+
+def _there(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file() or entry.is_dir()
+    except OSError:  # a circle of links
+        return False
+
+
+def _rank(kind: type[File], path: str) -> tuple[int, str]:
+    """Endings that count come first, then the alphabet."""
+    return next((rank for rank, suffix in enumerate(kind.suffixes) if path.endswith(suffix)), 0), path
+
+
+def _bare_name(kind: type[File], name: str) -> str:
+    suffix = next((suffix for suffix in kind.suffixes if name.endswith(suffix)), "")
+    return name.removesuffix(suffix)
 
 
 def _members(folder: str, seen: set[str]) -> Iterator[str]:

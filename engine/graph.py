@@ -119,21 +119,34 @@ def _argument_form(value: object) -> str:
 ArgumentText = Annotated[Annotated[str, Tag("brief")] | Annotated[Argument, Tag("full")], Discriminator(_argument_form)]
 _NAMED = Field(json_schema_extra={"propertyNames": {"pattern": f"^{_NAME.pattern}$"}})
 Axis = dict[str, Annotated[list[JsonValue], Field(min_length=1)]]
+BATCH = "batch"
+AXES = ("x", "y", "z", BATCH)
+"""Axes of a sweep; the first three are those of a sheet."""
 
 
 class Sweep(_Model):
     """Axes of a sweep: exposed names (or node.param) and their values. Names on one axis advance together."""
 
-    x: Axis = {}
-    y: Axis = {}
-    z: Axis = {}
+    x: Axis = Field({}, description="Across a sheet.")
+    y: Axis = Field({}, description="Down a sheet.")
+    z: Axis = Field({}, description="From sheet to sheet.")
+    batch: Axis = Field({}, description="Pictures beside one another: output `image` becomes `image-1`, `image-2`, ...")
+    replace: dict[Literal["x", "y", "z", "batch"], Annotated[str, Field(min_length=1)]] = Field(
+        {}, description="A word of the texts on an axis, in the place of which its values are put."
+    )
+    vary: dict[str, Annotated[list[Literal["x", "y", "z", "batch"]], Field(min_length=1)]] = Field(
+        {}, description="Whole numbers that count up along these axes, from the first of them to the last."
+    )
+    labels: dict[Literal["x", "y", "z"], list[str]] = Field({}, description="Labels of an axis, one for each value.")
+    legend: bool = Field(default=True, description="Whether sheets have labels.")
+    margin: int = Field(0, ge=0, le=500, description="Space between the cells of a sheet, in pixels.")
 
     def axes(self) -> Iterator[tuple[str, Axis]]:
         """The axes that have values."""
-        for letter in ("x", "y", "z"):
-            axis = getattr(self, letter)
+        for name in AXES:
+            axis = getattr(self, name)
             if axis:
-                yield letter, axis
+                yield name, axis
 
 
 class Document(_Model):
@@ -489,7 +502,8 @@ def _problem(item: Any, path: str, raw: Mapping[str, Any]) -> Problem:
     where = path + ".".join(parts).replace(".[", "[")
     match item["type"]:
         case "extra_forbidden":
-            hint = suggest(parts[-1], Document.model_fields if len(parts) == 1 else Node.model_fields)
+            known = Document if len(parts) == 1 else Sweep if parts[0] == "sweep" else Node
+            hint = suggest(parts[-1], known.model_fields)
             return Problem(where, f"unknown field{hint}", "unknown_field")
         case "missing":
             return Problem(f"{where}.{item['loc'][-1]}".removeprefix("."), "missing", "missing")

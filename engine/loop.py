@@ -1,7 +1,8 @@
 """The loop: take a step that is ready, run it, hand back what it gave, until nothing is left; of one run or of many.
 
 Many runs advance side by side, a step of each in turn. What one of them has made the others take. Steps whose node has
-a `many` companion wait until nothing else is ready in any run, and are then called together.
+a `many` companion wait until nothing else is ready in any run, and are then called together, those of one model at a
+time.
 """
 
 import time
@@ -66,7 +67,7 @@ class Loop:
             return True
 
     def _fuse(self) -> None:
-        """Call the oldest postponed steps of one type together, each run's in turn, equal ones once."""
+        """Call the oldest postponed steps of one kind together, each run's in turn, equal ones once."""
         chosen: dict[bytes, tuple[Run, int]] = {}
         for run, position in self._alike():
             key = run.key(position)
@@ -80,10 +81,10 @@ class Loop:
         self._call([call for run, position in chosen.values() if (call := run.call(position)) is not None])
 
     def _alike(self) -> list[tuple[Run, int]]:
-        """The postponed steps of one type: the first of each run, then the second of each, and so on."""
-        type_ = next(_type(run, run.postponed[0]) for run in self._active if run.postponed)
+        """The postponed steps of one kind: the first of each run, then the second of each, and so on."""
+        kind = next(run.kind(min(run.postponed)) for run in self._active if run.postponed)
         lists = [
-            [(run, position) for position in sorted(run.postponed) if _type(run, position) == type_]
+            [(run, position) for position in sorted(run.postponed) if run.kind(position) == kind]
             for run in self._active
         ]
         return [step for turn in zip_longest(*lists) for step in turn if step is not None]
@@ -160,7 +161,3 @@ class Loop:
 
 _LATER = object()
 """Stands for the result of a call that was given up because another one in its group was cancelled."""
-
-
-def _type(run: Run, position: int) -> str:
-    return run.survey.program.steps[position].definition.type

@@ -30,13 +30,25 @@ class ModelRef(Socket, Generic[M_co]):
 
     @abstractmethod
     def module_bytes(self, module: object) -> int:
-        """Bytes that a loaded module takes."""
+        """Bytes that a loaded module takes, without those that it shares with its base's."""
+
+    @property
+    def base(self) -> "ModelRef[M_co] | None":
+        """The reference whose module this one's is made of, sharing its tensors; None where it is loaded from files."""
+        return None
+
+    def patched(self, module: Any, files: Files, place: str) -> M_co:
+        """Make the module of the `base`'s, which must stay as it is; it is kept as long as this one."""
+        raise NotImplementedError(f"{type(self).__name__} has no base")
 
 
 @dataclass(slots=True)
 class _Resident:
     module: object
     size: int
+    base: ModelRef[object] | None
+    keeps: int
+    """Bytes that stay in memory as long as it does: its own, and its base's."""
 
 
 class ModelPool:
@@ -88,21 +100,32 @@ class ModelPool:
         if key is None:
             return 0
         self._policy.evict(key)
-        freed = self._resident.pop(key).size
-        self._bytes -= freed
-        return freed
+        resident = self._resident.pop(key)
+        self._bytes -= resident.size
+        if resident.base is not None:
+            self.release(resident.base)
+        return resident.size
 
     def _victim(self) -> Digest | None:
         return self._policy.victim(spared=lambda key: self._holds[key] > 0)
 
     def _load(self, key: Digest, ref: ModelRef[object], place: str) -> object:
-        began = time.perf_counter()
-        module = ref.load(self._files, place)
+        base, below = ref.base, None
+        if base is not None:
+            below = self.acquire(base, place)
+        try:
+            began = time.perf_counter()
+            module = ref.load(self._files, place) if base is None else ref.patched(below, self._files, place)
+        except BaseException:
+            if base is not None:
+                self.release(base)
+            raise
         size = ref.module_bytes(module)
         with self._lock:
-            self._resident[key] = _Resident(module, size)
+            keeps = size if base is None else size + self._resident[self._keys[base]].keeps
+            self._resident[key] = _Resident(module, size, base, keeps)
             self._bytes += size
-            self._policy.admit(key, size, time.perf_counter() - began)
+            self._policy.admit(key, keeps, time.perf_counter() - began)
             self._holds[key] += 1
             self._ledger.make_room()
         return module

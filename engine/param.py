@@ -3,6 +3,7 @@
 Constraints are the frozen dataclasses of `annotated_types` (`Ge`, `Le`, `Len`, ...); pydantic applies them.
 """
 
+import csv
 import json
 import secrets
 from collections.abc import Iterator, Mapping
@@ -117,7 +118,7 @@ class Param:
         """JSON Schema of the literal."""
         if self.default is REQUIRED:
             return self._type_schema
-        return {**self._type_schema, "default": to_jsonable_python(self.default)}
+        return {**self._type_schema, "default": self._written_default}
 
     def parse(self, raw: object) -> Parsed:
         """Parse a JSON value. Raises ValueError that says what was expected."""
@@ -140,21 +141,32 @@ class Param:
         return self.adapter.validate_json(json.dumps(raw, allow_nan=False), strict=True)
 
     def parse_text(self, text: str) -> Any:
-        """The JSON value that a person means by `text` on a command line; `parse` still judges it."""
+        """The JSON value that a person means by `text` on a command line; `parse` still judges it.
+
+        `null` is no file where there may be none; else what stands for a file or a text is taken as it is written. A
+        list may be JSON, or bare, as a line of CSV: `night,ink`.
+        """
+        if self.file and text == "null" and _is_optional(self.annotation):
+            return None
         if self.file or self.scalar is Text:
             return text
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            return text
+            return _listed(text) if self._type_schema.get("type") == "array" else text
 
     @cached_property
     def parsed_default(self) -> Parsed:
         """The default, as if it had been written out."""
-        parsed = self.parse(to_jsonable_python(self.default))
+        parsed = self.parse(self._written_default)
         if not self.file and parsed.value != self.default:
             raise ValueError(f"the JSON form of {self.default!r} leaves something out, so it cannot be part of a key")
         return parsed
+
+    @property
+    def _written_default(self) -> Any:
+        """The default as a graph would spell it; a file's is its name."""
+        return to_jsonable_python(self.default.name if isinstance(self.default, File) else self.default)
 
     @cached_property
     def _type_schema(self) -> Mapping[str, Any]:
@@ -179,6 +191,10 @@ class Param:
             return ""
         unit = f" {self.unit}" if self.unit else ""
         return f" (range {'' if low is None else low}..{'' if high is None else high}{unit})"
+
+
+def _listed(line: str) -> list[str]:
+    return next(csv.reader([line], skipinitialspace=True), [])
 
 
 _EXACT: Mapping[type, type] = {str: str, int: int, bool: bool}

@@ -9,10 +9,11 @@ import networkx as nx
 
 from engine.digest import encode
 from engine.errors import GraphError, Problem
-from engine.expand import MAX_NODES, Flat, FlatNode, Link, Linked, expand
+from engine.expand import expand
 from engine.file import File
+from engine.flat import MAX_NODES, Cell, Flat, FlatNode, Link, Linked, Swept
 from engine.graph import Graph, judge_anew, suggest
-from engine.node import Input, NodeDef
+from engine.node import OUT, Input, NodeDef
 from engine.param import REQUIRED, Fresh, Param, Parsed
 from engine.registry import Registry
 from engine.socket import Float, Int, Socket
@@ -65,11 +66,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Steps in topological order, and where the outputs are."""
+    """Steps in topological order, where the outputs are, and what a sweep made of them."""
 
     steps: Sequence[Step]
     outputs: Mapping[str, Port]
     index: Mapping[str, int]
+    swept: Mapping[str, Swept] = field(default_factory=dict)
 
     @cached_property
     def consumers(self) -> list[list[int]]:
@@ -102,6 +104,20 @@ class Program:
             if (fresh := step.definition.params[name].fresh) is not None and value == fresh.when
         ]
 
+    def wanted(self, names: Iterable[str] | None) -> dict[str, Port]:
+        """The ports of these outputs, by default of all; a batch stands for its pictures. Raises GraphError."""
+        if names is None:
+            return dict(self.outputs)
+        found = [(self.swept[name].pictures if name in self.swept else ()) or (name,) for name in names]
+        return {name: self.port(name) for listed in found for name in listed}
+
+    @cached_property
+    def cells(self) -> Mapping[str, Cell]:
+        """Every cell that can be asked for: as `node.port`, and as one of the pictures of a batch."""
+        links = {cell.link: cell for swept in self.swept.values() for cell in swept.cells}
+        batches = [zip(swept.pictures, swept.cells, strict=True) for swept in self.swept.values() if swept.pictures]
+        return links | {name: cell for batch in batches for name, cell in batch}
+
     def port(self, name: str) -> Port:
         """An output by name: one of the graph's outputs, or `node` or `node.port`. Raises GraphError."""
         if name in self.outputs:
@@ -112,8 +128,8 @@ class Program:
             hint = suggest(name, [*self.outputs, *self.index])
             raise GraphError([Problem(name, f"neither an output of the graph nor a node{hint}", "unknown_output")])
         ports = self.steps[position].definition.outputs
-        if not port and len(ports) == 1:
-            port = next(iter(ports))
+        if not port:
+            port = next(iter(ports)) if len(ports) == 1 else OUT
         if port not in ports:
             raise GraphError([Problem(name, f"{node} has the outputs {', '.join(ports)}", "unknown_output")])
         return Port(position, list(ports).index(port))
@@ -196,7 +212,7 @@ class _Compiler:
         index = {name: position for position, name in enumerate(names)}
         steps = [self._step(name, checked.get(name), index) for name in names]
         outputs = {name: self._located(link, index) for name, link in self.flat.outputs.items()}
-        return Program(steps, outputs, index)
+        return Program(steps, outputs, index, self.flat.swept)
 
     def _definition(self, name: str, node: FlatNode) -> NodeDef | None:
         made = self.registry.get(node.type)
@@ -309,8 +325,9 @@ class _Compiler:
             for link in linked.links
             if link.node in net
         )
+        rank = {name: number for number, name in enumerate(net)}
         try:
-            return list(nx.topological_sort(net))
+            return [name for level in nx.topological_generations(net) for name in sorted(level, key=rank.__getitem__)]
         except nx.NetworkXUnfeasible:
             cycle = [edge[0] for edge in nx.find_cycle(net)]
             self._complain(f"nodes.{cycle[0]}", f"a cycle: {' -> '.join([*cycle, cycle[0]])}", "cycle")
@@ -372,14 +389,14 @@ def _store(
     canonical: dict[str, Any],
     files: dict[str, tuple[type[File], str]],
 ) -> None:
-    """Files enter the key by content, so their names stay out of `canonical`."""
+    """Files enter the key by content, so their names stay out of `canonical`, unless the literal counts as well."""
     if literal is None:
         return
     for known in (values, canonical, files):
         known.pop(param.name, None)
     if param.file is not None and literal.value is not None:
         files[param.name] = (param.file, literal.value)
-    else:
+    if param.file is None or param.file.literal_counts or literal.value is None:
         values[param.name] = literal.value
         canonical[param.name] = literal.canonical
 

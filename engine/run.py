@@ -12,7 +12,7 @@ from engine.context import CancelToken, Context, Preview
 from engine.digest import Digest
 from engine.event import Event, NodeFinished, NodeMeasured, NodeProgress, Outcome, Trouble
 from engine.host import Host
-from engine.models import ModelPool
+from engine.models import ModelPool, ModelRef
 from engine.node import NodeDef
 from engine.param import Param
 from engine.plan import Mark, Survey
@@ -181,6 +181,13 @@ class Run:
         key = self.survey.marks[position].key
         assert key is not None
         return key
+
+    def kind(self, position: int) -> tuple[str, tuple[Digest | None, ...]]:
+        """What steps have in common that are called together: the type of the node, and the models that it is given."""
+        step = self._step(position)
+        entries = ((step.definition.inputs.get(source.name), source) for source in step.sources)
+        models = [source for entry, source in entries if entry is not None and issubclass(entry.socket, ModelRef)]
+        return step.definition.type, tuple(self.survey.identity(port) for source in models for port in source.ports)
 
     def again(self, position: int) -> None:
         """A step that was taken up did not run; it is ready still."""

@@ -3,35 +3,28 @@
 import io
 import struct
 from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import PIL.Image
 import torch
-from annotated_types import Ge, Gt, Le
-from PIL import ImageChops, ImageOps, UnidentifiedImageError
+from annotated_types import Ge
+from PIL import ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
 from engine.file import File
 from engine.node import node
-from nodes.types import MAX_SIDE, Colour, Image, Mask, Offset, Side
+from engine.socket import Int
+from nodes.fit import Factor, Filter, Multiple, Resizing, Size, fit, px, target
+from nodes.types import Colour, Image, Mask, Offset, Side, Sigma
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """What may be loaded. Pillow's other readers stay closed: some of them start programs."""
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded, in pixels."""
 
-Fit = Literal["stretch", "crop", "fill"]
-"""What happens where the aspects differ: distort, cut the overhang, or continue the edges."""
-Filter = Literal["lanczos", "bicubic", "bilinear", "nearest", "box"]
-"""Pillow's resampling filters; all but `nearest` average when they make a picture smaller."""
-Factor = Annotated[float, Gt(0), Le(16)]
-"""How many times wider and higher."""
 Index = Annotated[int, Ge(0)]
 """A place in a batch; 0 is the first."""
 
-Size = tuple[int, int]
-Levels = npt.NDArray[np.uint8]
 Pictures = TypeVar("Pictures", Image, Mask)
 
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -43,6 +36,21 @@ class Loaded(NamedTuple):
 
     out: Image
     alpha: Mask
+
+
+class Layer(NamedTuple):
+    """A drawing and where it covers what is below."""
+
+    out: Image
+    mask: Mask
+
+
+class Resized(NamedTuple):
+    """A picture and the size that was asked for, in px."""
+
+    out: Image
+    width: Int
+    height: Int
 
 
 @node("image.load", version=1)
@@ -57,24 +65,43 @@ def load(source: File, background: Colour = "#ffffff") -> Loaded:
     return Loaded(Image.of(flatten(picture, background)), Mask.of(ImageChops.invert(alpha)))
 
 
-@node("image.resize", version=1)
+@node("image.load_layer", version=1)
+def load_layer(source: File) -> Layer:
+    """Load a drawing on a transparent ground: its own colours, not premultiplied, and its opacity.
+
+    `mask` is 255 where the drawing is opaque, 0 where nothing was painted. A picture without transparency is opaque.
+    """
+    picture = decode(source)
+    return Layer(Image.of(picture), Mask.of(picture.convert("RGBA").getchannel("A")))
+
+
+@node("image.resize", version=2)
 def resize(
     image: Image,
     width: Side | None = None,
     height: Side | None = None,
     *,
     factor: Factor | None = None,
-    mode: Fit = "stretch",
+    mode: Resizing = "stretch",
     filter: Filter = "lanczos",  # noqa: A002  the field's word
-) -> Image:
-    """Resize to `width` x `height`, or by `factor`.
+    multiple: Multiple = 1,
+) -> Resized:
+    """Resize to `width` x `height`, or by `factor`, which goes before them.
 
     Where the aspects differ, `stretch` distorts, `crop` covers the canvas and cuts what hangs over, and `fill` fits
-    inside and continues the edges: A1111's "just resize", "crop and resize" and "resize and fill". Sides by `factor`
-    are truncated to whole pixels.
+    inside and continues the edges: A1111's "just resize", "crop and resize" and "resize and fill". `latent` keeps the
+    pixels, but for what is cut at the right and the bottom to make the sides multiples of `multiple`: `latent.resize`
+    does the resizing then ("just resize (latent upscale)"). The outputs `width` and `height` are the size that was
+    asked for; sides by `factor` are truncated to whole pixels, all are rounded down to a multiple of `multiple`.
     """
-    size = target(image.size, width, height, factor)
-    return each(image, lambda picture: fit(picture, size, mode, filter))
+    size = target(image.size, width, height, factor, multiple)
+    return Resized(refit(image, size, mode, filter, multiple), Int(size[0]), Int(size[1]))
+
+
+@node("image.blur", version=1)
+def blur(image: Image, radius: Sigma = 4.0) -> Image:
+    """Blur with Pillow's Gaussian of standard deviation `radius`, three passes of a box; the edges are continued."""
+    return each(image, lambda picture: picture.filter(ImageFilter.GaussianBlur(radius)))
 
 
 @node("image.crop", version=1)
@@ -82,7 +109,7 @@ def crop(image: Image, x: Offset, y: Offset, width: Side, height: Side) -> Image
     """Cut out the box whose upper left pixel is (`x`, `y`); it must lie inside the picture."""
     right, bottom = x + width, y + height
     if x < 0 or y < 0 or right > image.size[0] or bottom > image.size[1]:
-        raise ValueError(f"the box ({x}, {y})..({right}, {bottom}) leaves the picture of {_px(image.size)}")
+        raise ValueError(f"the box ({x}, {y})..({right}, {bottom}) leaves the picture of {px(image.size)}")
     return Image(image.data[..., y:bottom, x:right].contiguous())
 
 
@@ -94,9 +121,7 @@ def composite(base: Image, over: Image, mask: Mask, x: Offset = 0, y: Offset = 0
     mask of the size of `over` moves with it; one of the size of `base` stays in place. What leaves `base` is cut.
     """
     if mask.size not in (over.size, base.size):
-        raise ValueError(
-            f"the mask is {_px(mask.size)}: expected `over`, {_px(over.size)}, or `base`, {_px(base.size)}"
-        )
+        raise ValueError(f"the mask is {px(mask.size)}: expected `over`, {px(over.size)}, or `base`, {px(base.size)}")
     count, device = batch_size(base, over, mask), base.data.device
     left, right = _overlap(x, over.size[0], base.size[0])
     top, bottom = _overlap(y, over.size[1], base.size[1])
@@ -104,7 +129,7 @@ def composite(base: Image, over: Image, mask: Mask, x: Offset = 0, y: Offset = 0
     on_over = (..., slice(top - y, bottom - y), slice(left - x, right - x))
     share = mask.data[on_over if mask.size == over.size else on_base].to(device)
     data = base.data.expand(count, -1, -1, -1).clone()
-    data[on_base] = _blend(base.data[on_base], over.data[on_over].to(device), share)
+    data[on_base] = blend(base.data[on_base], over.data[on_over].to(device), share)
     return Image(data)
 
 
@@ -113,9 +138,7 @@ def batch(images: tuple[Image, ...]) -> Image:
     """Put pictures of one size into one batch, in the order of the links."""
     sizes = sorted({image.size for image in images})
     if len(sizes) != 1:
-        raise ValueError(
-            f"expected pictures of one size, got {', '.join(map(_px, sizes)) or 'none'}; resize them first"
-        )
+        raise ValueError(f"expected pictures of one size, got {', '.join(map(px, sizes)) or 'none'}; resize them first")
     return Image(torch.cat([image.data.to(images[0].data.device) for image in images]))
 
 
@@ -135,7 +158,7 @@ def decode(source: File) -> PIL.Image.Image:
     """
     picture = _open(source.name, source.read())
     if picture.width * picture.height > MAX_PIXELS:
-        raise ValueError(f"{source.name}: {_px(picture.size)} is {_too_many()}")
+        raise ValueError(f"{source.name}: {px(picture.size)} is {_too_many()}")
     try:
         upright = ImageOps.exif_transpose(picture)
     except _DAMAGED as error:
@@ -158,57 +181,32 @@ def each(pictures: Pictures, change: Callable[[PIL.Image.Image], PIL.Image.Image
     return type(pictures)(torch.cat(changed).to(pictures.data.device))
 
 
+def refit(pictures: Pictures, size: Size, mode: Resizing, resampling: Filter, multiple: int = 1) -> Pictures:
+    """A batch fitted to `size`; by `latent` only cut to multiples of `multiple`, itself where nothing is cut."""
+    if mode == "latent":
+        return cut(pictures, multiple)
+    return each(pictures, lambda picture: fit(picture, size, mode, resampling))
+
+
+def cut(pictures: Pictures, multiple: int) -> Pictures:
+    """A batch without the last columns and rows beyond a multiple of `multiple`; itself where there are none."""
+    width, height = target(pictures.size, *pictures.size, None, multiple)
+    if pictures.size == (width, height):
+        return pictures
+    return type(pictures)(pictures.data[..., :height, :width].contiguous())
+
+
 def batch_size(*inputs: Image | Mask) -> int:
     """How many pictures come out: a batch of 1 goes with any other. Raises ValueError where two others differ."""
-    counts = sorted({len(entry.data) for entry in inputs} - {1})
-    if len(counts) > 1:
-        raise ValueError(f"batches of {' and '.join(map(str, counts))} do not go together")
-    return counts[0] if counts else 1
+    return together(*(len(entry.data) for entry in inputs))
 
 
-def target(size: Size, width: int | None, height: int | None, factor: float | None) -> Size:
-    """The (width, height) that is asked for, in px: both sides, or `factor` times `size`, truncated."""
-    if width is not None and height is not None and factor is None:
-        return width, height
-    if width is not None or height is not None or factor is None:
-        raise ValueError(f"expected width and height, or factor; got {width=}, {height=}, {factor=}")
-    scaled = int(size[0] * factor), int(size[1] * factor)
-    if min(scaled) < 1 or max(scaled) > MAX_SIDE:
-        raise ValueError(f"{_px(size)} times {factor} is {_px(scaled)}: each side must be 1..{MAX_SIDE} px")
-    return scaled
-
-
-def fit(picture: PIL.Image.Image, size: Size, mode: Fit, resampling: Filter) -> PIL.Image.Image:
-    """`picture` at `size`, with the geometry of A1111's resize modes 0, 1 and 2 (v1.10.1).
-
-    Overhang and bands are split at the middle: on each axis the resized picture lies at canvas // 2 - resized // 2. A
-    last line that A1111 leaves black for some odd sizes belongs to the band here.
-    """
-    if mode == "stretch":
-        return _resampled(picture, size, resampling)
-    inner = covering(picture.size, size) if mode == "crop" else contained(picture.size, size)
-    if max(inner) > MAX_SIDE:
-        raise ValueError(
-            f"{_px(inner)} would have to be made and cropped to {_px(size)}: no side may exceed {MAX_SIDE}"
-        )
-    resized = _resampled(picture, inner, resampling)
-    left, top = size[0] // 2 - inner[0] // 2, size[1] // 2 - inner[1] // 2
-    if mode == "crop":
-        return resized.crop((-left, -top, size[0] - left, size[1] - top))
-    rows = _continued(np.asarray(resized), 0, top, size[1] - inner[1] - top)
-    return PIL.Image.fromarray(_continued(rows, 1, left, size[0] - inner[0] - left))
-
-
-def covering(size: Size, canvas: Size) -> Size:
-    """The smallest size of the same aspect that covers `canvas`, truncated."""
-    (w, h), (width, height) = size, canvas
-    return (width, h * width // w) if width * h >= height * w else (w * height // h, height)
-
-
-def contained(size: Size, canvas: Size) -> Size:
-    """The largest size of the same aspect inside `canvas`, truncated, at least one pixel."""
-    (w, h), (width, height) = size, canvas
-    return (width, max(1, h * width // w)) if width * h <= height * w else (max(1, w * height // h), height)
+def together(*counts: int) -> int:
+    """The length of batches that go together: 1 goes with any other. Raises ValueError where two others differ."""
+    others = sorted(set(counts) - {1})
+    if len(others) > 1:
+        raise ValueError(f"batches of {' and '.join(map(str, others))} do not go together")
+    return others[0] if others else 1
 
 
 def _open(name: str, data: bytes) -> PIL.Image.Image:
@@ -237,33 +235,13 @@ def _eight_bit(picture: PIL.Image.Image) -> PIL.Image.Image:
     return grey
 
 
-def _resampled(picture: PIL.Image.Image, size: Size, resampling: Filter) -> PIL.Image.Image:
-    return picture.resize(size, PIL.Image.Resampling[resampling.upper()])
-
-
-def _continued(levels: Levels, axis: int, before: int, after: int) -> Levels:
-    """`levels` with a band `before` and `after` it along `axis`.
-
-    Each band repeats 9/8 of the edge line minus 1/8 of its neighbour: Pillow's bicubic centred on the border, which is
-    what A1111 shows there.
-    """
-    lines = np.moveaxis(levels, axis, 0).astype(np.int32)
-    first = (9 * lines[:1] - lines[:2][-1:] + 4) >> 3
-    last = (9 * lines[-1:] - lines[-2:][:1] + 4) >> 3
-    joined = np.concatenate([first.repeat(before, 0), lines, last.repeat(after, 0)])
-    return np.moveaxis(joined.clip(0, 255).astype(np.uint8), 0, axis)
-
-
 def _overlap(offset: int, length: int, canvas: int) -> tuple[int, int]:
     """Start and end, on the canvas, of what it shares with something `length` long at `offset`."""
     start = max(offset, 0)
     return start, max(start, min(offset + length, canvas))
 
 
-def _blend(below: torch.Tensor, above: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+def blend(below: torch.Tensor, above: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Levels of `above` in shares of 255, the rest of `below`, rounded to the nearest."""
     weight = share.to(torch.int32)
     return ((weight * above + (255 - weight) * below + 127) // 255).to(torch.uint8)
-
-
-def _px(size: Size) -> str:
-    return f"{size[0]} x {size[1]} px"

@@ -7,22 +7,22 @@ import numpy as np
 import PIL.Image
 import torch
 from annotated_types import Ge, Le
+from PIL import ImageEnhance, ImageFilter
 from torch.nn import functional
 
 from engine.file import File
 from engine.node import node
 from engine.param import Unit
-from nodes.image import Factor, Filter, Fit, batch_size, decode, each, fit, flatten, target
-from nodes.types import Mask, Offset, Pixels, Side
+from nodes.fit import Factor, Filter, Multiple, Resizing, px, target
+from nodes.image import batch_size, cut, decode, each, flatten, refit
+from nodes.types import Fraction, Image, Mask, Offset, Pixels, Side, Sigma
 
 Reach = Annotated[int, Ge(-512), Le(512), Unit("px")]
 """How far an edge moves outwards."""
-Sigma = Annotated[float, Ge(0), Le(256), Unit("px")]
-"""Standard deviation of a Gaussian."""
 Level = Annotated[int, Ge(0), Le(254)]
 """A grey level that another may exceed."""
-Shape = Literal["round", "square"]
-"""Everything within a distance of `by`, or within `by` rows and columns."""
+Shape = Literal["round", "square", "kernel"]
+"""Everything within a distance of `by`, within `by` rows and columns, or in a square of `by` px around each pixel."""
 
 PAINTED = 128
 """Levels above this are repainted where a soft mask has to become a hard one (A1111's mask_round)."""
@@ -103,39 +103,67 @@ def combine(a: Mask, b: Mask, mode: Literal["union", "intersect", "subtract", "e
             return Mask(torch.maximum(torch.minimum(one, 255 - other), torch.minimum(255 - one, other)))
 
 
-@node("mask.grow", version=1)
+@node("mask.grow", version=2)
 def grow(mask: Mask, by: Reach = 8, shape: Shape = "round", feather: Pixels = 0) -> Mask:
     """Grow the repainted area `by` pixels, or shrink it when negative, then fade its edge over `feather` pixels.
 
     `round` reaches what lies within a distance of `by`, `square` also the corners; grey levels spread like white. The
-    border of the canvas neither grows nor eats into the area. The fade reaches `feather` px to each side of the edge.
+    border of the canvas neither grows nor eats into the area. `kernel` is what ComfyUI grows by, half as far; of an even
+    square the middle is the pixel above left of its centre. The fade reaches `feather` px to each side of the edge.
     """
     grown = _dilated(mask.data, by, shape) if by >= 0 else 255 - _dilated(255 - mask.data, -by, shape)
     return Mask(_blurred(grown, feather / 2.5))
 
 
 @node("mask.blur", version=1)
-def blur(mask: Mask, radius: Sigma = 4.0) -> Mask:
+def blur(mask: Mask, radius: Sigma = 4.0, method: Literal["gaussian", "boxes"] = "gaussian") -> Mask:
     """Blur with a Gaussian of standard deviation `radius`: A1111's "mask blur".
 
     The kernel is cut at 2.5 `radius`; the canvas is mirrored at the centre of its border pixels (OpenCV's reflect-101).
+    `boxes` is Pillow's Gaussian instead, three passes of a box with the edges continued: what A1111 blurs the strokes
+    of a sketch with.
     """
+    if method == "boxes":
+        return each(mask, lambda picture: picture.filter(ImageFilter.GaussianBlur(radius)))
     return Mask(_blurred(mask.data, radius))
 
 
-@node("mask.resize", version=1)
+@node("mask.resize", version=2)
 def resize(
     mask: Mask,
     width: Side | None = None,
     height: Side | None = None,
     *,
     factor: Factor | None = None,
-    mode: Fit = "stretch",
+    mode: Resizing = "stretch",
     filter: Filter = "lanczos",  # noqa: A002  the field's word
+    multiple: Multiple = 1,
 ) -> Mask:
-    """Resize to `width` x `height`, or by `factor`, exactly as `image.resize` does with the picture below it."""
-    size = target(mask.size, width, height, factor)
-    return each(mask, lambda picture: fit(picture, size, mode, filter))
+    """Resize to `width` x `height`, or by `factor`, exactly as `image.resize` does with the picture below it.
+
+    In the mode `latent` the picture's latent is stretched, and so is the mask, less what is cut off the picture.
+    """
+    size = target(mask.size, width, height, factor, multiple)
+    return refit(cut(mask, multiple), size, "stretch", filter) if mode == "latent" else refit(mask, size, mode, filter)
+
+
+@node("mask.opacity", version=1)
+def opacity(mask: Mask, opacity: Fraction = 1.0) -> Mask:
+    """Lower all levels: `opacity` times each, truncated; 1 less A1111's "mask transparency".
+
+    Up to 0.5 even white is below the middle, so that nothing is repainted where the mask is rounded.
+    """
+    return each(mask, lambda picture: ImageEnhance.Brightness(picture).enhance(opacity))
+
+
+@node("mask.difference", version=1)
+def difference(a: Image, b: Image) -> Mask:
+    """Find where two pictures of one size differ: 255 where any channel does, else 0. So strokes become a mask."""
+    if a.size != b.size:
+        raise ValueError(f"expected pictures of one size, got {px(a.size)} and {px(b.size)}; resize one of them")
+    batch_size(a, b)
+    differs = (a.data != b.data.to(a.data.device)).any(dim=1, keepdim=True)
+    return Mask(differs.to(torch.uint8) * 255)
 
 
 @node("mask.threshold", version=1)
@@ -185,6 +213,8 @@ def _dilated(data: torch.Tensor, reach: int, shape: Shape) -> torch.Tensor:
 
     Row `dy` of the disc is a running maximum along x, read as two windows from a table of those 1, 2, 4, ... px wide.
     """
+    if shape == "kernel":
+        return _spread(data, reach)
     height, width = data.shape[2:]
     table = _window_maxima(functional.pad(data, (reach, reach)), 2 * reach + 1)
     grown = torch.zeros_like(data)
@@ -196,6 +226,15 @@ def _dilated(data: torch.Tensor, reach: int, shape: Shape) -> torch.Tensor:
         _raise(grown[:, :, dy:], line[:, :, : height - dy])
         _raise(grown[:, :, : height - dy], line[:, :, dy:])
     return grown
+
+
+def _spread(data: torch.Tensor, side: int) -> torch.Tensor:
+    """The maximum of `data` over a square of `side` px around each pixel; of even ones one px more before it."""
+    if side < 2:
+        return data
+    before, after = side // 2, (side - 1) // 2
+    padded = functional.pad(data.float(), (before, after, before, after))
+    return functional.max_pool2d(padded, side, stride=1).to(torch.uint8)
 
 
 def _window_maxima(data: torch.Tensor, longest: int) -> list[torch.Tensor]:

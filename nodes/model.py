@@ -1,11 +1,13 @@
-"""Checkpoints: where UNet, text encoder and VAE come from."""
+"""Checkpoints and LoRAs: where UNet, text encoder and VAE come from."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from engine.file import ModelFile
 from engine.node import node
 from nodes.diffusion import load as loading
-from nodes.types import LatentSpace, Precision, TextEncoder, Unet, Vae
+from nodes.files import LoraFile
+from nodes.types import LatentSpace, Loras, Precision, TextEncoder, Unet, Vae
 
 
 class Parts(NamedTuple):
@@ -16,7 +18,14 @@ class Parts(NamedTuple):
     vae: Vae
 
 
-@node("model.load", version=1)
+class Patched(NamedTuple):
+    """The parts that LoRAs change."""
+
+    unet: Unet
+    text: TextEncoder
+
+
+@node("model.load", version=2)
 def load(checkpoint: ModelFile, precision: Precision = "auto") -> Parts:
     """Refer to the UNet, text encoder and VAE of a checkpoint.
 
@@ -25,5 +34,26 @@ def load(checkpoint: ModelFile, precision: Precision = "auto") -> Parts:
     """
     digest = checkpoint.digest.hex()
     space = LatentSpace(**loading.latent_space(checkpoint.path))
+    inputs = loading.unet_inputs(checkpoint.path)
     checkpoint.verify()
-    return Parts(Unet(digest, precision), TextEncoder(digest, precision), Vae(digest, precision, space))
+    return Parts(Unet(digest, precision, inputs), TextEncoder(digest, precision), Vae(digest, precision, space))
+
+
+@node("model.lora", version=1)
+def lora(
+    unet: Unet, text: TextEncoder, source: LoraFile, unet_strength: float = 1.0, text_strength: float = 1.0
+) -> Patched:
+    """Put a LoRA on a UNet and a text encoder, on top of those that are on them.
+
+    `source` is a safetensors file, by its name in a folder `loras` or by its path. A strength of 1 is what it was
+    trained for, less is weaker, negative is the opposite, 0 leaves the part as it is.
+    """
+    return loras(unet, text, Loras(((source.digest.hex(), text_strength, unet_strength),)))
+
+
+@node("model.loras", version=1)
+def loras(unet: Unet, text: TextEncoder, loras: Loras) -> Patched:
+    """Put the LoRAs that a prompt mentions on a UNet and a text encoder, on top of those that are on them."""
+    on_unet = tuple((digest, strength) for digest, _, strength in loras.entries if strength)
+    on_text = tuple((digest, strength) for digest, strength, _ in loras.entries if strength)
+    return Patched(replace(unet, patches=unet.patches + on_unet), replace(text, patches=text.patches + on_text))

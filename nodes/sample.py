@@ -1,14 +1,13 @@
 """Sampling: from noise to a latent, under prompts and a mask."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from math import sqrt
 from typing import Annotated, Any, Literal, TypeAlias
 
-import numpy as np
-import PIL.Image
 import torch
 from annotated_types import Ge, Le
 
@@ -16,16 +15,78 @@ from engine.context import Context
 from engine.errors import Cancelled
 from engine.node import node
 from nodes.diffusion.drive import Result, Run, drive
-from nodes.diffusion.guidance import Denoiser, Guidance, Question, Repaint, grouped, guided
-from nodes.diffusion.noise import Streams, Variation
-from nodes.diffusion.sampler import SAMPLERS
-from nodes.diffusion.schedule import SCHEDULES, tail
-from nodes.types import Colours, Conditioning, Fraction, Image, Latent, Mask, Noise, Unet, UnetModel
+from nodes.diffusion.guidance import Denoiser, Guidance, Question, grouped, guided
+from nodes.diffusion.noise import Streams, brownian
+from nodes.diffusion.sampler import SAMPLERS, evaluations
+from nodes.diffusion.schedule import SCHEDULES, Convention, plan
+from nodes.diffusion.step import Steps
+from nodes.diffusion.table import NoiseSchedule
+from nodes.noise import streams
+from nodes.options import keywords, limits
+from nodes.steering import check_prompts, concatenated, kept
+from nodes.types import (
+    Colours,
+    Conditioning,
+    Fraction,
+    Image,
+    InpaintConditioning,
+    Latent,
+    Mask,
+    Noise,
+    SampleOptions,
+    Soft,
+    Unet,
+    UnetModel,
+)
 
-SamplerName = Literal["dpmpp_2m", "euler", "euler_ancestral", "heun", "ddim"]
-ScheduleName = Literal["karras", "normal", "exponential", "sgm_uniform"]
-HALF = 128
-"""A latent cell is repainted where its mask level, scaled down with Pillow's bicubic filter, is at least this."""
+SamplerName = Literal[
+    "dpmpp_2m",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m_sde",
+    "euler_ancestral",
+    "euler",
+    "lms",
+    "heun",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "dpm_fast",
+    "dpm_adaptive",
+    "restart",
+    "ddim",
+    "plms",
+    "uni_pc",
+    "uni_pc_bh2",
+    "lcm",
+    "heunpp2",
+    "ddpm",
+    "ipndm",
+    "deis",
+    "res_multistep",
+    "gradient_estimation",
+]
+ScheduleName = Literal[
+    "automatic",
+    "karras",
+    "exponential",
+    "polyexponential",
+    "normal",
+    "sgm_uniform",
+    "simple",
+    "ddim_uniform",
+    "beta",
+    "beta_timestep",
+    "kl_optimal",
+    "linear_quadratic",
+    "align_your_steps",
+    "align_your_steps_xl",
+]
+"""A schedule; "automatic" is the one that the sampler is made for."""
+PLAIN = SampleOptions()
+NEARLY = 1e-5
+"""By how much a level may miss the highest one and still be it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +105,11 @@ class _Call:
     schedule: ScheduleName
     negative: Conditioning | None = None
     mask: Mask | None = None
+    soft: Soft | None = None
+    inpaint: InpaintConditioning | None = None
+    options: SampleOptions = PLAIN
+    convention: Convention = "exact"
+    round_mask: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +125,22 @@ _Run: TypeAlias = Run[_Asked, Result]
 
 
 def sample_many(calls: Sequence[Mapping[str, Any]]) -> list[Latent | BaseException]:
-    """Several calls of `sample` in lockstep: those of one model share UNet calls, whatever else differs.
+    """Several calls of `sample`: those of one model in lockstep, sharing UNet calls, whatever else differs.
 
-    What a call meets, its cancellation included, stands in its place, and the others go on. What a UNet call raises
-    ends them all and passes through.
+    One model is brought to its end before the next is loaded, so that a small memory need not hold two. What a call
+    meets, its cancellation included, stands in its place, and the others go on. What a UNet call raises ends them all
+    and passes through.
     """
-    return drive([_sampled(_Call(**call)) for call in calls], _answer)
+    results: dict[int, Latent | BaseException] = {}
+    for alike in grouped(range(len(calls)), lambda position: calls[position]["unet"]):
+        together = [_Call(**calls[position]) for position in alike]
+        results.update(zip(alike, drive(list(map(_sampled, together)), _answer), strict=True))
+        for call in together:
+            call.context.release()
+    return [results[position] for position in range(len(calls))]
 
 
-@node("sample", version=1, many=sample_many)
+@node("sample", version=4, many=sample_many)
 def sample(
     unet: Unet,
     positive: Conditioning,
@@ -77,21 +150,50 @@ def sample(
     *,
     negative: Conditioning | None = None,
     mask: Mask | None = None,
+    soft: Soft | None = None,
+    inpaint: InpaintConditioning | None = None,
+    options: SampleOptions | None = None,
     steps: Annotated[int, Ge(1), Le(1000)] = 20,
     cfg: Annotated[float, Ge(0), Le(100)] = 7.0,
     denoise: Fraction = 1.0,
     sampler: SamplerName = "dpmpp_2m",
     schedule: ScheduleName = "karras",
+    convention: Convention = "exact",
+    round_mask: bool = True,
 ) -> Latent:
     """Add noise to a latent and remove it again under a prompt.
 
     `denoise` says how far up the noise levels it begins: 0 changes nothing, 1 keeps next to nothing of the latent.
-    Exactly `steps` steps run, the last ones of a schedule of `steps` / `denoise` steps. `cfg` weighs the prompt against
-    the negative one, which is needed unless `cfg` is 1. With a mask only the repainted area changes: on every step the
-    predicted latent is replaced by the original outside of it. One latent serves all pictures of the noise, or there is
-    one for each.
+    Exactly `steps` steps run, the last ones of a schedule of `steps` / `denoise` steps; by the convention "a1111" about
+    `steps` * `denoise` steps, as the WebUI counts. "comfy" counts exactly, and does what else ComfyUI does: the UNet is
+    told whole timesteps, noise that covers everything is a little stronger, that of the steps comes from the same seed
+    once more, and the mask is scaled down bilinearly, greys and all, and keeps also what the UNet sees.
+
+    `options` tells the sampler more. `cfg` weighs the prompt against the negative one, which is needed unless `cfg` is
+    1 and the prompt has one part. With a mask only the repainted area changes: on every step the predicted latent is
+    replaced by the original outside of it. The mask is rounded to whole latent cells; without `round_mask` its greys
+    mix both. `soft` reads greys as how much may change instead. `inpaint` is what an inpainting model wants to see of
+    picture and mask; other models ignore it. One latent serves all pictures of the noise, or there is one for each.
     """
-    call = _Call(unet, positive, latent, noise, context, steps, cfg, denoise, sampler, schedule, negative, mask)
+    call = _Call(
+        unet=unet,
+        positive=positive,
+        latent=latent,
+        noise=noise,
+        context=context,
+        steps=steps,
+        cfg=cfg,
+        denoise=denoise,
+        sampler=sampler,
+        schedule=schedule,
+        negative=negative,
+        mask=mask,
+        soft=soft,
+        inpaint=inpaint,
+        options=options or PLAIN,
+        convention=convention,
+        round_mask=round_mask,
+    )
     [result] = drive([_sampled(call)], _answer)
     if isinstance(result, BaseException):
         raise result
@@ -99,14 +201,11 @@ def sample(
 
 
 def _answer(asked: Sequence[_Asked]) -> list[torch.Tensor]:
-    """Answer the questions of all calls, those of one model together; the first of them keeps count."""
-    answers: dict[int, torch.Tensor] = {}
-    for alike in grouped(range(len(asked)), lambda position: asked[position].call.unet):
-        first = asked[alike[0]]
-        counted = partial(first.call.context.measure, "unet_calls")
-        denoiser = Denoiser(first.model.unet, first.model.table, called=counted)
-        answers.update(zip(alike, denoiser([asked[position].question for position in alike]), strict=True))
-    return [answers[position] for position in range(len(asked))]
+    """Answer the questions of calls of one model; the first of them keeps count."""
+    first = asked[0]
+    counted = partial(first.call.context.measure, "unet_calls")
+    denoiser = Denoiser(first.model.unet, first.model.table, called=counted)
+    return denoiser([each.question for each in asked])
 
 
 def _sampled(call: _Call) -> _Run[Latent | BaseException]:
@@ -119,19 +218,101 @@ def _sampled(call: _Call) -> _Run[Latent | BaseException]:
 
 
 def _sampling(call: _Call, model: UnetModel) -> _Run[torch.Tensor]:
-    """Put the call's sampler together and run it."""
-    start = _start(call.latent, call.noise)
-    repaint = None if call.mask is None else Repaint(_cells(call.mask, call.latent, len(start)).to(start.device), start)
-    sigmas = tail(SCHEDULES[call.schedule], model.table, call.steps, call.denoise).tolist()
+    """Put the call's sampler together and run it; an adaptive one for each picture alone."""
+    start, sampler = _start(call.latent, call.noise), SAMPLERS[call.sampler]
+    if sampler.adaptive and len(start) > 1:
+        pictures = []
+        for picture in _pictures(call):
+            pictures.append((yield from _sampling(picture, model)))  # noqa: PERF401  no comprehension can yield
+        return torch.cat(pictures)
+    comfy = call.convention == "comfy"
+    drawn = _drawn(call, start)
+    keeper = kept(
+        call.mask,
+        call.soft,
+        call.latent,
+        start,
+        round_mask=call.round_mask,
+        noise=drawn.initial if comfy else None,
+    )
+    whole, begin = _levels(call, model.table)
+    sigmas = whole[begin:]
     if len(sigmas) < 2:
         return start
-    guidance = Guidance(call.positive.data, _negative(call.negative, call.cfg), call.cfg, repaint)
-    _check_fit(start, guidance, model)
-    streams = _streams(call.noise, start)
-    steps = SAMPLERS[call.sampler](start + streams.initial * sigmas[0], sigmas, streams)
-    total = (2 if call.sampler == "heun" else 1) * (len(sigmas) - 1) - (call.sampler == "heun")
-    with closing(guided(steps, guidance)) as run:
+    check_prompts(call.positive, call.negative, call.cfg, model)
+    concat = concatenated(call.inpaint, start, model)
+    guidance = Guidance(call.positive, call.negative, call.cfg, keeper, concat, whole_timesteps=comfy)
+    steps = _steps(call, start, drawn, whole, begin, highest=model.table.sigma_max)
+    total = evaluations(call.sampler, sigmas, **keywords(call.options)) or call.steps
+    with closing(guided(steps, guidance, call.steps * sampler.asks)) as run:
         return (yield from _reported(run, total, call, model))
+
+
+def _levels(call: _Call, table: NoiseSchedule) -> tuple[list[float], int]:
+    """The whole schedule of a call, and where in it the call begins."""
+    sampler = SAMPLERS[call.sampler]
+    name = sampler.schedule if call.schedule == "automatic" else call.schedule
+    whole, begin = plan(
+        SCHEDULES[name],
+        table,
+        call.steps,
+        call.denoise,
+        convention=call.convention,
+        discards=call.convention in sampler.discards or call.options.discard_penultimate,
+        limits=limits(call.options),
+    )
+    return whole.tolist(), begin
+
+
+def _drawn(call: _Call, start: torch.Tensor) -> Streams:
+    """Open the call's noise; ComfyUI draws that of the steps from the same seeds once more."""
+    delta = call.options.seed_delta if SAMPLERS[call.sampler].reseeds else 0
+    again = delta if delta or call.convention == "comfy" else None
+    return streams(call.noise, start.shape[1:], call.latent.space.downscale, seed_delta=again, device=start.device)
+
+
+def _steps(
+    call: _Call, start: torch.Tensor, drawn: Streams, whole: Sequence[float], begin: int, *, highest: float
+) -> Steps:
+    """Start the call's sampler on its noise; `highest` is the highest level that the model knows.
+
+    ComfyUI makes noise that covers all of a latent a little stronger: with what it covers its variance would be 1 more.
+    """
+    sampler, options, shape = SAMPLERS[call.sampler], call.options, start.shape[1:]
+    recipe = call.noise
+    path = brownian(
+        recipe.seeds,
+        shape,
+        whole[-2],
+        whole[0],
+        source=recipe.source,
+        places=recipe.places,
+        device=start.device,
+    )
+
+    def noise(sigma: float, following: float) -> torch.Tensor:
+        step = path(sigma, following) if sampler.brownian else drawn()
+        return step if options.noise_scale == 1 else step * options.noise_scale
+
+    level = whole[begin]
+    if call.convention == "comfy" and level > highest * (1 - NEARLY):
+        level = sqrt(1 + level**2)
+    x = start + drawn.initial * (options.noise_multiplier * (level + options.extra_noise))
+    return sampler(x, whole[begin:], noise, **keywords(options))
+
+
+def _pictures(call: _Call) -> Iterator[_Call]:
+    """The call for each of its pictures alone."""
+    noise, latent, mask, inpaint = call.noise, call.latent, call.mask, call.inpaint
+    for index, seed in enumerate(noise.seeds):
+        row = slice(index, index + 1)
+        yield replace(
+            call,
+            noise=replace(noise, seeds=(seed,), variations=noise.variations[row], places=noise.places[row]),
+            latent=latent if len(latent.data) == 1 else replace(latent, data=latent.data[row]),
+            mask=mask if mask is None or len(mask.data) == 1 else replace(mask, data=mask.data[row]),
+            inpaint=inpaint if inpaint is None or len(inpaint.data) == 1 else replace(inpaint, data=inpaint.data[row]),
+        )
 
 
 def _reported(
@@ -143,7 +324,7 @@ def _reported(
         question = next(run)
         for done in count(1):
             denoised = yield _Asked(call, model, question)
-            call.context.progress(done, total, partial(_picture, call, denoised))
+            call.context.progress(min(done, total), total, partial(_picture, call, denoised))
             question = run.send(denoised)
     except StopIteration as end:
         result: torch.Tensor = end.value
@@ -156,47 +337,8 @@ def _picture(call: _Call, denoised: torch.Tensor) -> Image:
     return Image(colours.picture(denoised[:1]))
 
 
-def _check_fit(start: torch.Tensor, guidance: Guidance, model: UnetModel) -> None:
-    """Refuse what the UNet cannot take, before it fails all that share the UNet call."""
-    pictures, channels = start.shape[:2]
-    takes, width = model.unet.config.in_channels, model.unet.config.cross_attention_dim
-    if channels != takes:
-        raise ValueError(f"the latent has {channels} channels, this UNet takes {takes}; use the model's own VAE")
-    for tokens in guidance.conditionings:
-        if tokens.shape[2] != width or tokens.shape[0] not in (1, pictures):
-            given = " x ".join(map(str, tokens.shape))
-            expected = f"this UNet takes 1 x tokens x {width}"
-            raise ValueError(f"the conditioning is {given}, {expected}; encode with the model's own text encoder")
-
-
 def _start(latent: Latent, noise: Noise) -> torch.Tensor:
     count, given = len(noise.seeds), latent.data.shape[0]
     if given not in (1, count):
         raise ValueError(f"noise for {count} pictures and {given} latents; give one latent, or as many as pictures")
     return latent.data.expand(count, -1, -1, -1)
-
-
-def _negative(negative: Conditioning | None, cfg: float) -> torch.Tensor | None:
-    if negative is None and cfg != 1:
-        raise ValueError(f"cfg {cfg:g} weighs the prompt against a negative one: link `negative`, or set cfg to 1")
-    return None if negative is None else negative.data
-
-
-def _streams(noise: Noise, start: torch.Tensor) -> Streams:
-    variation = Variation(noise.variations, noise.strength) if noise.variations else None
-    return Streams.open(noise.seeds, start.shape[1:], variation=variation, device=start.device)
-
-
-def _cells(mask: Mask, latent: Latent, pictures: int) -> torch.Tensor:
-    """The mask on the latent grid, N x 1 x h x w of zeros and ones, as the WebUI rounds it."""
-    height, width = latent.data.shape[2:]
-    pixels = (width * latent.space.downscale, height * latent.space.downscale)
-    if mask.size != pixels:
-        raise ValueError(f"the mask has {mask.size[0]} x {mask.size[1]} px, the latent {pixels[0]} x {pixels[1]} px")
-    if pictures > 1 and mask.data.shape[0] not in (1, pictures):
-        raise ValueError(f"{mask.data.shape[0]} masks for {pictures} pictures; give one mask, or as many as pictures")
-    scaled = [
-        np.asarray(mask.pil(index).resize((width, height), PIL.Image.Resampling.BICUBIC))
-        for index in range(mask.data.shape[0])
-    ]
-    return (torch.from_numpy(np.stack(scaled)).unsqueeze(1) >= HALF).float()

@@ -1,6 +1,7 @@
 """What travels on the wires. Every convention is stated once, here, in its type's docstring."""
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -16,8 +17,10 @@ from engine.file import Files
 from engine.models import ModelRef
 from engine.param import Fresh, Unit
 from engine.socket import Socket
-from nodes.diffusion import load, preview
-from nodes.diffusion.schedule import NoiseSchedule
+from nodes.diffusion import embedding, load, lora, preview
+from nodes.diffusion.noise import Source
+from nodes.diffusion.prompt import Part
+from nodes.diffusion.table import NoiseSchedule
 
 M = TypeVar("M")
 
@@ -30,6 +33,8 @@ Offset = Annotated[int, Ge(-MAX_SIDE), Le(MAX_SIDE), Unit("px")]
 """A position on a canvas; 0 is left or top."""
 Pixels = Annotated[int, Ge(0), Le(512), Unit("px")]
 """A distance in pixels."""
+Sigma = Annotated[float, Ge(0), Le(256), Unit("px")]
+"""Standard deviation of a Gaussian."""
 Fraction = Annotated[float, Ge(0), Le(1)]
 """A share between 0 and 1."""
 Seed = Annotated[int, Ge(-1), Le(2**64 - 1), Fresh(when=-1, below=2**32)]
@@ -130,9 +135,79 @@ class Latent(TensorSocket):
             raise ValueError("the latent contains NaN or infinity; try a higher precision")
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt(Socket):
+    """A prompt without tags, and the embeddings that it may mention: (name, sha256 in hex) of each. Known by content.
+
+    A negative prompt is not split at AND.
+    """
+
+    text: str
+    embeddings: tuple[tuple[str, str], ...] = ()
+    negative: bool = False
+
+    def nbytes(self) -> int:
+        """Bytes that this value keeps in memory."""
+        return sys.getsizeof(self.text) + 256 * len(self.embeddings)
+
+
+@dataclass(frozen=True, slots=True)
+class Loras(Socket):
+    """LoRAs to apply in this order: (sha256 in hex, strength on the text encoder, strength on the UNet) of each."""
+
+    entries: tuple[tuple[str, float, float], ...] = ()
+
+    def nbytes(self) -> int:
+        """Bytes that this value keeps in memory."""
+        return 64 + 256 * len(self.entries)
+
+
 @dataclass(frozen=True, eq=False)
 class Conditioning(TensorSocket):
-    """What a prompt means to a UNet: float32, 1 x (77 k) x D hidden states. Known by recipe."""
+    """What a prompt means to a UNet: float32, U x (77 k) x D hidden states. Known by recipe.
+
+    A row stands for one text; a prompt that changes while it is sampled has several. The parts are the prompts joined
+    by AND, each with its weight and with the rows of its texts. So it does not depend on the number of steps.
+    """
+
+    by_value = False
+
+    data: torch.Tensor
+    parts: tuple[Part, ...] = (Part(),)
+
+    def check(self) -> None:
+        """Rank, dtype, no NaN, and parts that name rows that there are."""
+        if self.data.ndim != 3 or self.data.dtype != torch.float32 or not bool(torch.isfinite(self.data).all()):
+            raise ValueError(f"expected finite float32 U x L x D, got {self.data.dtype} {tuple(self.data.shape)}")
+        named = {row for part in self.parts for _, row in part.rows}
+        if named != set(range(len(self.data))):
+            raise ValueError(f"expected a text for each of {len(self.data)} rows, got parts with rows {sorted(named)}")
+
+    def at(self, call: int, calls: int) -> tuple[tuple[float, torch.Tensor], ...]:
+        """(weight, 1 x L x D) of each part at model call `call` (from 0) of `calls`."""
+        rows = ((part.weight, part.row(call, calls)) for part in self.parts)
+        return tuple((weight, self.data[row : row + 1]) for weight, row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Soft(Socket):
+    """How soft inpainting reads the grey levels of a mask; the node `inpaint.soft` says what each number does."""
+
+    bias: float = 1.0
+    preservation: float = 0.5
+    contrast: float = 4.0
+    influence: float = 0.0
+    threshold: float = 0.5
+    difference_contrast: float = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class InpaintConditioning(TensorSocket):
+    """What an inpainting UNet sees beside the latent: float32, N x channels x h x w. Known by recipe.
+
+    The mask on the latent grid, 1 = repaint, then the latent of the picture without what is masked; no channels at all
+    for a UNet that takes none.
+    """
 
     by_value = False
 
@@ -140,26 +215,55 @@ class Conditioning(TensorSocket):
 
     def check(self) -> None:
         """Rank, dtype, and no NaN."""
-        if self.data.ndim != 3 or self.data.dtype != torch.float32 or not bool(torch.isfinite(self.data).all()):
-            raise ValueError(f"expected finite float32 1 x L x D, got {self.data.dtype} {tuple(self.data.shape)}")
+        if self.data.ndim != 4 or self.data.dtype != torch.float32 or not bool(torch.isfinite(self.data).all()):
+            raise ValueError(f"expected finite float32 N x C x h x w, got {self.data.dtype} {tuple(self.data.shape)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Noise(Socket):
     """A recipe for noise, one seed and one generator per image, so image i of a batch equals the same image alone.
 
-    `strength` mixes in the variation seeds (0 = not at all, 1 = only them). Numbers are drawn on the `source`.
+    `strength` mixes in the variation seeds (0 = not at all, 1 = only them). Numbers come from the `source`: torch's
+    generator on the CPU, or "nv", those of a CUDA device. `resized_from`, (width, height) in px, is the size of another
+    picture whose noise stands in the middle; empty where there is none. Pictures with equal seeds may share a
+    generator, each at its place (position, how many they are) in every draw; empty where each has its own.
     """
 
     seeds: tuple[int, ...]
     variations: tuple[int, ...] = ()
     strength: float = 0.0
-    source: Literal["cpu"] = "cpu"
+    source: Source = "cpu"
+    resized_from: tuple[int, ...] = ()
+    places: tuple[tuple[int, int], ...] = ()
 
     def check(self) -> None:
-        """At least one image, and a variation seed for each where there are any."""
+        """At least one image, a variation seed and a place for each where there are any, and no or two sides."""
         if not self.seeds or (self.variations and len(self.variations) != len(self.seeds)):
             raise ValueError(f"expected as many variation seeds as seeds, got {self.variations} for {self.seeds}")
+        if len(self.resized_from) not in {0, 2}:
+            raise ValueError(f"expected a width and a height, got {self.resized_from}")
+        inside = all(0 <= position < count for position, count in self.places)
+        if (self.places and len(self.places) != len(self.seeds)) or not inside:
+            raise ValueError(f"expected a place (position, count) for each of {len(self.seeds)}, got {self.places}")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOptions(Socket):
+    """How a sampler is to run beside what everybody sets; the node `sample.options` says what each number does."""
+
+    eta: float | None = None
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float = 0.0
+    noise_scale: float = 1.0
+    order: int = 3
+    sigma_min: float = 0.0
+    sigma_max: float = 0.0
+    rho: float = 0.0
+    discard_penultimate: bool = False
+    noise_multiplier: float = 1.0
+    extra_noise: float = 0.0
+    seed_delta: int = 0
 
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
@@ -174,10 +278,9 @@ class _Part(ModelRef[Any]):
     precision: Precision = "auto"
 
     def module_bytes(self, module: object) -> int:
-        """Bytes of all weights."""
-        weights = vars(module).values() if not isinstance(module, torch.nn.Module) else [module]
-        modules = [part for part in weights if isinstance(part, torch.nn.Module)]
-        return sum(weight.nbytes for part in modules for weight in part.parameters())
+        """Bytes of the weights, without those that it shares with its base."""
+        assert isinstance(module, torch.nn.Module)
+        return _own_bytes(module, None)
 
     def _folder(self, files: Files) -> Path:
         return files.locate(bytes.fromhex(self.digest))
@@ -194,41 +297,128 @@ class _Part(ModelRef[Any]):
         return module
 
 
+Patches = tuple[tuple[str, float], ...]
+"""LoRAs on a model: the sha256 of each file, and its strength."""
+
+
+def _patched(module: Any, part: lora.Part, patches: Patches, files: Files) -> tuple[Any, tuple[str, ...]]:
+    """The module with LoRAs, sharing all other weights with it, and the names of the weights of its own."""
+    places = [files.locate(bytes.fromhex(digest)) for digest, _ in patches]
+    loras = [(lora.read(path), strength) for path, (_, strength) in zip(places, patches, strict=True)]
+    for digest, _ in patches:
+        files.locate(bytes.fromhex(digest))
+    return lora.patched(module, part, loras)
+
+
 @dataclass(frozen=True)
 class UnetModel:
-    """A UNet that can predict, with the noise levels that it was trained on."""
+    """A UNet that can predict, with the noise levels that it was trained on.
+
+    `own` names the weights that it does not share with the model that it was made of; None where it was loaded.
+    """
 
     unet: Any
     table: NoiseSchedule
+    own: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class TextModel:
-    """A text encoder with its tokenizer."""
+    """A text encoder with its tokenizer; `own` as in UnetModel."""
 
     tokenizer: Any
     encoder: Any
+    own: tuple[str, ...] | None = None
+
+
+def _own_bytes(module: torch.nn.Module, own: tuple[str, ...] | None) -> int:
+    weights = module.parameters() if own is None else map(module.get_parameter, own)
+    return sum(weight.nbytes for weight in weights)
 
 
 @dataclass(frozen=True, slots=True)
 class Unet(_Part):
-    """The UNet of a checkpoint. A model reference: loaded when a node asks for it."""
+    """The UNet of a checkpoint, with LoRAs. A model reference: loaded when a node asks for it.
+
+    `inputs` is how many channels it takes: those of a latent, or more for an inpainting model.
+    """
+
+    inputs: int = 4
+    patches: Patches = ()
+
+    @property
+    def base(self) -> Self | None:
+        """The same without LoRAs."""
+        return replace(self, patches=()) if self.patches else None
 
     def load(self, files: Files, place: str) -> UnetModel:
         """Load it, with its noise schedule."""
         folder, dtype = self._folder(files), self._dtype(place)
         return self._unchanged(files, UnetModel(load.unet(folder, dtype=dtype, device=place), load.schedule(folder)))
 
+    def patched(self, module: UnetModel, files: Files, place: str) -> UnetModel:
+        """Put the LoRAs on it."""
+        unet, own = _patched(module.unet, "unet", self.patches, files)
+        return UnetModel(unet, module.table, own)
+
+    def module_bytes(self, module: object) -> int:
+        """Bytes of the weights that it shares with no other."""
+        assert isinstance(module, UnetModel)
+        return _own_bytes(module.unet, module.own)
+
 
 @dataclass(frozen=True, slots=True)
 class TextEncoder(_Part):
-    """The text encoder and tokenizer of a checkpoint. A model reference: loaded when a node asks for it."""
+    """The text encoder and tokenizer of a checkpoint, with LoRAs. A model reference: loaded when a node asks for it.
+
+    `clip_skip` counts from the end: 1 takes the states after the last layer, 2 those after the one before it.
+    """
+
+    patches: Patches = ()
+    clip_skip: int = 1
+
+    @property
+    def base(self) -> Self | None:
+        """The same without skipping, then without LoRAs: neither needs a model of its own."""
+        if self.clip_skip != 1:
+            return replace(self, clip_skip=1)
+        return replace(self, patches=()) if self.patches else None
 
     def load(self, files: Files, place: str) -> TextModel:
         """Load both."""
         folder, dtype = self._folder(files), self._dtype(place)
         encoder = load.text_encoder(folder, dtype=dtype, device=place)
         return self._unchanged(files, TextModel(load.tokenizer(folder), encoder))
+
+    def patched(self, module: TextModel, files: Files, place: str) -> TextModel:
+        """Put the LoRAs on it; layers are skipped by whoever uses it."""
+        if self.clip_skip != 1:
+            return replace(module, own=())
+        encoder, own = _patched(module.encoder, "text_encoder", self.patches, files)
+        return TextModel(module.tokenizer, encoder, own)
+
+    def module_bytes(self, module: object) -> int:
+        """Bytes of the weights that it shares with no other."""
+        assert isinstance(module, TextModel)
+        return _own_bytes(module.encoder, module.own)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding(ModelRef[torch.Tensor]):
+    """Vectors that stand for a word, by the sha256 of their file. A model reference: (N, D) in float32."""
+
+    digest: str
+
+    def load(self, files: Files, place: str) -> torch.Tensor:
+        """Load them."""
+        vectors = embedding.read(files.locate(bytes.fromhex(self.digest)))
+        files.locate(bytes.fromhex(self.digest))
+        return vectors.to(place)
+
+    def module_bytes(self, module: object) -> int:
+        """Bytes of the vectors."""
+        assert isinstance(module, torch.Tensor)
+        return module.nbytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,9 @@ class Painter:
     def answer(self, prepared: Prepared, result: Result) -> tuple[Answer, list[Blob]]:
         """The answer, and the blobs that were written for it."""
         made: dict[str, Blob] = {}
-        settings = {cell.link: cell.set for listed in prepared.cells.values() for cell in listed}
         pictures = {
             name: [self._kept(rendered, made) for rendered in listed]
-            for name, listed in self._front.render(result, settings).items()
+            for name, listed in self._front.render(result).items()
         }
         outputs = {
             name: self._output(prepared, name, result.outputs[name], pictures, result)
@@ -60,7 +59,9 @@ class Painter:
         result: Result,
     ) -> dict[str, Any]:
         found: dict[str, Any] = {"type": type(value).__name__, **_content(value, pictures.get(name, ()))}
-        if prepared.cells.get(name):
+        if name in prepared.program.cells:
+            found["set"] = prepared.program.cells[name].set
+        if name in prepared.cells:
             found["cells"] = [
                 {
                     "node": cell.link,

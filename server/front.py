@@ -36,8 +36,8 @@ class Front(Protocol):
     def describe(self, type_: str) -> Mapping[str, Any]:
         """A node type in full, as JSON values. Raises KeyError."""
 
-    def render(self, result: Result, cells: Mapping[str, Mapping[str, Any]]) -> Mapping[str, list[Rendered]]:
-        """The files of every output that is a picture; `cells` are what a sweep sets where an output is a cell."""
+    def render(self, result: Result) -> Mapping[str, list[Rendered]]:
+        """The files of every output that is a picture."""
 
     def preview(self, value: Socket) -> Rendered | None:
         """A small picture of where a node stands; None where the value is none."""

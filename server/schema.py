@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from engine.graph import Sweep
 from server.history import State
 
 PRIORITY = 100
@@ -35,12 +36,9 @@ class GraphRequest(Request):
         description="Values for exposed names, or for `node.param`.",
         examples=[{"prompt": "crying face"}],
     )
-    sweep: (
-        dict[Annotated[str, Field(pattern="^[xyz]$")], dict[Name, Annotated[list[JsonValue], Field(min_length=1)]]]
-        | None
-    ) = Field(
+    sweep: Sweep | None = Field(
         default=None,
-        description="Axes x, y, z: names and their values; instead of the graph's own sweep.",
+        description="Axes x, y, z and batch: names and their values; instead of the graph's own sweep.",
         examples=[{"x": {"strength": [0.3, 0.5, 0.75, 1.0]}}],
     )
     outputs: Annotated[list[Name], Field(min_length=1, max_length=1000)] | None = Field(
@@ -96,9 +94,10 @@ class Cell(BaseModel):
 
 
 class Output(BaseModel):
-    """An output of a run: its socket type, and the pictures or the value."""
+    """An output of a run: its socket type, and the pictures or the value; `set` is what a batch or a cell sets."""
 
     type: str = Field(examples=["Image"])
+    set: dict[str, Any] = {}
     pictures: list[Picture] = []
     value: JsonValue = None
     cells: list[Cell] = []

@@ -15,10 +15,10 @@ from engine.digest import Digest
 from engine.engine import Engine
 from engine.errors import GraphError, Problem
 from engine.file import ModelFile
+from engine.flat import Cell
 from engine.graph import Graph
 from engine.program import Program
 from engine.run import NodeReport
-from server.cells import Cell, cells
 from server.front import Front
 from server.limits import judge_document, judge_program, judge_size
 from server.problem import Refusal
@@ -54,7 +54,7 @@ class Prepared:
     title: str
     models: frozenset[str]
     blobs: tuple[str, ...]
-    cells: Mapping[str, list[Cell]]
+    cells: Mapping[str, Sequence[Cell]]
     drawn: bool = False
     """Whether fresh seeds were written into it, so that the next submission of the same body is another graph."""
     answer: Answer | None = None
@@ -117,7 +117,7 @@ class Preparer:
         if request.set:
             graph = graph.set(request.set)
         if request.sweep is not None:
-            graph = graph.replace(sweep=request.sweep)
+            graph = graph.replace(sweep=request.sweep.model_dump(mode="json", exclude_defaults=True))
             judge_document(graph, self._limits)
         return graph
 
@@ -126,10 +126,8 @@ class Preparer:
         settled = self._engine.settle(graph)
         program = self._engine.program(settled)
         judge_program(program, self._limits)
-        names = tuple(dict.fromkeys(outputs)) if outputs else None
-        for name in names or ():
-            program.port(name)
-        files = [named for step in program.steps for named in step.files.values()]
+        names = tuple(program.wanted(outputs)) if outputs else None
+        files = [named for step in program.steps for named in step.files.values() if not named[0].literal_counts]
         return Prepared(
             settled,
             program,
@@ -138,7 +136,7 @@ class Preparer:
             settled.title()[:200],
             frozenset(name for kind, name in files if issubclass(kind, ModelFile)),
             tuple(sorted({name.removeprefix(BLOB) for _, name in files if name.startswith(BLOB)})),
-            {name: cells(settled, program, name) for name in names or program.outputs},
+            {name: program.swept[name].cells for name in names or program.outputs if name in program.swept},
             drawn=settled is not graph,
         )
 

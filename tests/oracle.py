@@ -5,6 +5,7 @@ can shrink it: add a node, change a literal, link something else, rename, swap f
 """
 
 import contextlib
+import itertools
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,17 +18,19 @@ from engine.context import CancelToken
 from engine.engine import Engine, Order
 from engine.errors import Cancelled
 from engine.event import NodeStarted
-from engine.file import File, Files
+from engine.file import Files
 from engine.graph import Graph
 from engine.param import REQUIRED
 from engine.socket import SCALARS
 
 NAMES = ("fox.txt", "owl.txt")
+BOOKS = ("fox", "owl")
 CONTENTS = ("red", "blue", "der", "red ")
 TEXTS = ("a", "b", "ab", "ba", "")
 CHOICES = {
     ("toy.number", "value"): (0, 1, 2, 3),
     ("toy.load", "source"): NAMES,
+    ("toy.recite", "poem"): ("fox", "owl fox", "elk", "owl"),
     ("toy.blob", "text"): TEXTS,
     ("toy.blob", "weight"): (1, 100, 400),
     ("toy.encode", "weight"): (1, 100, 400),
@@ -204,7 +207,7 @@ def from_scratch(graph, folder):
                 given[name] = param.parse(value(node.inputs[name]).value).value
             else:
                 parsed = param.parse(node.params[name]) if name in node.params else param.parsed_default
-                given[name] = files.resolve(File, parsed.value) if param.file else parsed.value
+                given[name] = files.resolve(param.file, parsed.value) if param.file else parsed.value
         for name, entry in definition.inputs.items():
             if name in node.inputs:
                 links = node.inputs[name]
@@ -226,6 +229,8 @@ class House:
         self.seen = []
         for name, content in zip(NAMES, CONTENTS, strict=False):
             (self.folder / name).write_text(content)
+        (self.folder / "books").mkdir()
+        (self.folder / "books" / "fox.txt").write_text("fox")
         self.engine = self.open()
 
     def open(self):
@@ -242,8 +247,14 @@ class House:
         self.engine.close()
         shutil.rmtree(self.folder)
 
-    def file(self, a, b, _):
-        """Replace a file under its name."""
+    def file(self, a, b, c):
+        """Replace a file under its name; or write a book that a text may mention, or take it away."""
+        if c % 2:
+            book = self.folder / "books" / f"{BOOKS[a % len(BOOKS)]}.txt"
+            book.write_text(CONTENTS[b % len(CONTENTS)])
+            if not b % 3:
+                book.unlink()
+            return
         (self.folder / NAMES[a % len(NAMES)]).write_text(CONTENTS[b % len(CONTENTS)])
 
     def evict(self, a, b, _):
@@ -310,52 +321,87 @@ def wrapped(graph, number):
 
 
 def swept(graph, number):
-    """The graph swept over one or two parameters, and its cells in order; None where no output is a blob."""
+    """The graph swept over one or two parameters, while a third may count: (whole graph, plain graph, its sweep).
+
+    None where nothing can be swept. Where the only axis is a batch, outputs of any type are; else blobs, for a sheet.
+    """
     literals = [(node, param) for node, found in graph.document.nodes.items() for param in found.params]
-    blobs = {
-        name: link
-        for name, link in graph.document.outputs.items()
-        if REGISTRY[graph.document.nodes[link.split(".")[0]].type].outputs[link.split(".")[1]] is Blob
-    }
-    if not literals or not blobs:
+    outputs = dict(graph.document.outputs)
+    letters = (("x", "y"), ("y", "batch"), ("batch", "x"))[number % 3][: 1 + number % 2]
+    if letters != ("batch",):
+        outputs = {name: link for name, link in outputs.items() if type_of(graph, link) is Blob}
+    if not literals or not outputs:
         return None
     axes = {}
-    for letter, index in (("x", number), ("y", number // 2))[: 1 + number % 2]:
+    for letter, index in zip(letters, (number, number // 2), strict=False):
         node, param = literals[index % len(literals)]
         if f"{node}.{param}" not in [name for axis in axes.values() for name in axis]:
             axes[letter] = {f"{node}.{param}": list(CHOICES[graph.document.nodes[node].type, param][:2])}
-    cells = [graph]
-    for letter in ("y", "x"):
-        for name, values in axes.get(letter, {}).items():
-            cells = [cell.set({name: value}) for cell in cells for value in values]
-    return graph.replace(sweep=axes, outputs=blobs), cells, blobs, axes
+    vary = counting(graph, axes, literals, number) if number % 4 else {}
+    sweep = {**axes, "vary": vary}
+    return graph.replace(sweep=sweep, outputs=outputs), graph.replace(outputs=outputs), sweep
 
 
-def from_cells(cells, blobs, axes, reached, folder):
-    """What a sweep must give: each output's cells, computed one by one, on one sheet."""
-    found = [from_scratch(cell.replace(outputs=blobs), folder) for cell in cells]
-    columns, rows = (len(next(iter(axes[letter].values()), [])) if letter in axes else 1 for letter in "xy")
-    sheets = {}
-    for name in blobs:
-        across = range(columns if "x" in reached[name] else 1)
-        down = range(rows if "y" in reached[name] else 1)
-        values = tuple(found[row * columns + column][name] for row in down for column in across)
-        labels = [
-            [f"{knob}: {oracle_label(value)}" for knob, listed in axes[letter].items() for value in listed]
-            if letter in reached[name]
-            else []
-            for letter in "xy"
-        ]
-        sheets[name] = values[0] if not reached[name] else toys.grid(values, len(across), *labels)
-    return sheets
+def counting(graph, axes, literals, number):
+    """One of the whole numbers, counting up along all axes."""
+    types = {node: REGISTRY[found.type] for node, found in graph.document.nodes.items()}
+    whole = [f"{node}.{param}" for node, param in literals if types[node].params[param].scalar is SCALARS[int]]
+    return {whole[number % len(whole)]: list(axes)} if whole else {}
+
+
+def type_of(graph, link):
+    """What a link gives."""
+    node, port = link.split(".")
+    return REGISTRY[graph.document.nodes[node].type].outputs[port]
+
+
+def from_cells(graph, sweep, folder):
+    """What a sweep must give: each output's cells, computed one by one, on one sheet or beside one another."""
+    axes = {letter: sweep[letter] for letter in ("batch", "y", "x") if letter in sweep}
+    lengths = {letter: len(next(iter(axis.values()))) for letter, axis in axes.items()}
+    places = [dict(zip(axes, indexes, strict=True)) for indexes in itertools.product(*map(range, lengths.values()))]
+    found = [(place, from_scratch(at(graph, sweep, places, place), folder)) for place in places]
+    expected = {}
+    for name, link in graph.document.outputs.items():
+        letters = reached(graph, link, axes, sweep["vary"])
+        values = {tuple(place[letter] for letter in axes if letter in letters): given[name] for place, given in found}
+        expected |= shown(name, values, {letter: axes[letter] for letter in axes if letter in letters})
+    return expected
+
+
+def at(graph, sweep, places, place):
+    """The graph of one cell."""
+    axes = {letter: sweep[letter] for letter in place}
+    graph = graph.set({name: values[place[letter]] for letter in axes for name, values in axes[letter].items()})
+    for name in sweep["vary"]:
+        node, param = name.split(".")
+        graph = graph.set({name: graph.document.nodes[node].params[param] + places.index(place)})
+    return graph
+
+
+def shown(name, values, axes):
+    """The cells of one output, each under its indexes on `axes`, as the sweep gives them."""
+    if not axes:
+        return {name: values[()]}
+    if list(axes) == ["batch"]:
+        return {f"{name}-{index + 1}": values[index,] for index in range(len(values))}
+    labels = {
+        letter: [f"{knob}: {oracle_label(value)}" for knob, listed in axes[letter].items() for value in listed]
+        for letter in axes
+        if letter != "batch"
+    }
+    plane = sorted({indexes[-len(labels) :] for indexes in values})
+    cells = [[values[indexes] for indexes in sorted(values) if indexes[-len(labels) :] == place] for place in plane]
+    pictures = tuple(toys.grid(tuple(cell), 0, [], []) if "batch" in axes else cell[0] for cell in cells)
+    return {name: toys.grid(pictures, len(labels.get("x", "1")), labels.get("x", []), labels.get("y", []))}
 
 
 def oracle_label(value):
     return f"{value:.8g}" if isinstance(value, float) else str(value)
 
 
-def reached(graph, link, axes):
-    """Letters of the axes that change what a link gives: those that set a parameter upstream of it."""
+def reached(graph, link, axes, vary):
+    """Letters of the axes that change what a link gives: those that set a parameter upstream, or make it count."""
     seen, pending = set(), [link.split(".")[0]]
     while pending:
         name = pending.pop()
@@ -363,7 +409,8 @@ def reached(graph, link, axes):
             seen.add(name)
             for links in graph.document.nodes[name].inputs.values():
                 pending += [item.split(".")[0] for item in (links if isinstance(links, list) else [links])]
-    return {letter for letter, axis in axes.items() for knob in axis if knob.split(".")[0] in seen}
+    knobs = [(letter, knob) for letter, axis in axes.items() for knob in (*axis, *vary)]
+    return {letter for letter, knob in knobs if knob.split(".")[0] in seen}
 
 
 def compare_nested(house, graph, number):
@@ -371,9 +418,8 @@ def compare_nested(house, graph, number):
     outer, flat = wrapped(graph, number)
     assert dict(house.engine.run(outer).outputs) == from_scratch(flat, house.folder)
     if (found := swept(graph, number)) is not None:
-        whole, cells, blobs, axes = found
-        letters = {name: reached(graph, link, axes) for name, link in blobs.items()}
-        expected = from_cells(cells, blobs, axes, letters, house.folder)
+        whole, plain, sweep = found
+        expected = from_cells(plain, sweep, house.folder)
         assert dict(house.engine.run(whole).outputs) == expected
 
 

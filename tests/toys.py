@@ -2,11 +2,13 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Le
 
 from engine.context import Context
+from engine.digest import digest
 from engine.engine import Engine
 from engine.file import File
 from engine.graph import Graph
@@ -51,6 +53,34 @@ class Wave(Socket):
         return self.weight
 
 
+@dataclass(frozen=True, slots=True)
+class Book(File):
+    """A kind of file with a folder of its own."""
+
+    kind: ClassVar[str] = "book"
+    folder: ClassVar[str] = "books"
+    suffixes: ClassVar[tuple[str, ...]] = (".txt",)
+
+
+@dataclass(frozen=True, slots=True)
+class Poem(File):
+    """A text that mentions books: every word that is the name of one."""
+
+    kind: ClassVar[str] = "poem"
+    literal_counts: ClassVar[bool] = True
+    books: tuple[Book, ...] = ()
+
+    @classmethod
+    def resolved(cls, files, literal):
+        known = files.names(Book)
+        books = tuple(files.find_mentioned(Book, word) for word in literal.split() if word in known)
+        return cls(literal, Path(), digest("books", [[book.name, book.digest] for book in books]), books=books)
+
+    @property
+    def parts(self):
+        return self.books
+
+
 class Parts(NamedTuple):
     head: Blob
     tail: Wave
@@ -68,6 +98,13 @@ def load(source: File) -> Blob:
     """The content of a file."""
     LOG.append("toy.load")
     return Blob(source.read().decode())
+
+
+@node("toy.recite", version=1)
+def recite(poem: Poem) -> Blob:
+    """A text with all that stands in the books that it mentions."""
+    LOG.append("toy.recite")
+    return Blob(mixed("recite", poem.name, *(book.read() for book in poem.books)))
 
 
 @node("toy.blob", version=1)
@@ -168,7 +205,7 @@ def steps(wave: Wave, count: int, context: Context) -> Wave:
     return Wave(mixed("steps", wave.text, count))
 
 
-PACK = (number, load, blob, encode, mix, decode, classify, join, choose, split, label, grid, scale, steps)
+PACK = (number, load, blob, encode, mix, decode, classify, join, choose, split, label, grid, scale, steps, recite)
 REGISTRY = Registry(PACK)
 
 

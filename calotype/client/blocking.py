@@ -79,7 +79,7 @@ class Client:
         graph: AnyGraph,
         *,
         set: Mapping[str, Any] | None = None,  # noqa: A002  the command line's word
-        sweep: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
+        sweep: Mapping[str, Any] | None = None,
         outputs: Sequence[str] | None = None,
         priority: int = 0,
         labels: Mapping[str, str] | None = None,

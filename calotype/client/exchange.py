@@ -214,7 +214,7 @@ def asked(
     graph: AnyGraph,
     *,
     set: Mapping[str, Any] | None = None,  # noqa: A002  the service's word
-    sweep: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
+    sweep: Mapping[str, Any] | None = None,
     outputs: Sequence[str] | None = None,
     **more: Any,
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Loading: the parts of a Stable Diffusion 1.x or 2.x model from a folder in diffusers layout.
+"""Loading: parts of a Stable Diffusion 1.x or 2.x model from a folder in diffusers' layout, or a checkpoint in one file.
 
 Nothing is fetched, reported or unpickled: only local safetensors files are read, and what does not fit is refused.
 """
@@ -16,25 +16,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from nodes.diffusion.schedule import NoiseSchedule
+from nodes.diffusion import checkpoint
+from nodes.diffusion.table import NoiseSchedule
+from nodes.diffusion.tensors import PICKLES, LoadError, refusing, some
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 CONVERSION = (
     "a pickle can run code when it is opened, so it is not loaded; where you trust it, convert it once with "
     "diffusers: {opened}.save_pretrained(new_folder, safe_serialization=True)"
 )
-
-
-class LoadError(ValueError):
-    """A model cannot be loaded: names the file, what was expected of it and what was found."""
-
-    def __init__(self, path: Path, expected: str, found: str) -> None:
-        super().__init__(f"{path}: expected {expected}, found {found}")
-        self.path = path
 
 
 @dataclass(frozen=True)
@@ -55,38 +48,56 @@ TEXT_ENCODER = Component("text_encoder", "transformers", "CLIPTextModel", "model
 def unet(
     model: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> UNet2DConditionModel:
-    """Load `model`/unet, ready to predict: eval mode, no gradients, on `device` in `dtype`.
+    """Load `model`/unet, or the UNet of a checkpoint: eval mode, no gradients, on `device` in `dtype`.
 
     Like every loader here it raises LoadError if a file is missing, damaged, a pickle or of an unsupported class.
     """
+    if Path(model).is_file():
+        return checkpoint.unet(Path(model), dtype, device)
     path = _part(model, UNET.folder)
+    unet_inputs(model)
     config = _json(path / "config.json")
-    if config.get("in_channels") != config.get("out_channels"):
-        found = f"{config.get('in_channels')} in and {config.get('out_channels')} out"
-        raise LoadError(
-            path / "config.json", "as many channels in as out", f"{found}: inpainting models are not supported"
-        )
     if config.get("addition_embed_type") is not None:
         found = f"{config['addition_embed_type']!r}: SDXL is not supported"
         raise LoadError(path / "config.json", "addition_embed_type null", found)
     return _load(UNET, path, dtype, device)
 
 
+def unet_inputs(model: Path | str) -> int:
+    """Read how many channels the UNet in `model`/unet takes.
+
+    They are those of the latent (4) or, of an inpainting model, those of mask, masked latent and latent (9).
+    """
+    if Path(model).is_file():
+        return checkpoint.inputs(Path(model))
+    path = _part(model, UNET.folder) / "config.json"
+    config = _json(path)
+    inputs, outputs = (config.get(name, 0) for name in ("in_channels", "out_channels"))
+    if inputs not in (outputs, 2 * outputs + 1):
+        expected = "as many channels in as out, or for inpainting twice as many and one"
+        raise LoadError(path, expected, f"{inputs} in and {outputs} out")
+    return int(inputs)
+
+
 def vae(model: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> AutoencoderKL:
-    """Load `model`/vae, ready to encode and decode."""
-    path = _part(model, VAE.folder)
+    """Load `model`/vae, or the VAE of a checkpoint; `model` may also be a VAE itself."""
+    if Path(model).is_file():
+        return checkpoint.vae(Path(model), dtype, device)
+    path = _vae_folder(model)
     if _json(path / "config.json").get("latents_mean") is not None:
         raise LoadError(path / "config.json", "latents_mean null", "a mean per channel, which is not supported")
     return _load(VAE, path, dtype, device)
 
 
 def latent_space(model: Path | str) -> dict[str, Any]:
-    """Read `channels`, `downscale` in pixels, `scaling` and `shift` of the latents from `model`/vae/config.json."""
-    path = _part(model, VAE.folder) / "config.json"
+    """Read `channels`, `downscale` in pixels, `scaling` and `shift` of the latents, without the weights."""
+    if Path(model).is_file():
+        return checkpoint.latent_space(Path(model))
+    path = _vae_folder(model) / "config.json"
     config = _json(path)
     absent = [name for name in ("latent_channels", "block_out_channels", "scaling_factor") if name not in config]
     if absent:
-        raise LoadError(path, "a VAE's config", f"none of {_some(absent)}")
+        raise LoadError(path, "a VAE's config", f"none of {some(absent)}")
     return {
         "channels": config["latent_channels"],
         "downscale": 2 ** (len(config["block_out_channels"]) - 1),
@@ -98,26 +109,36 @@ def latent_space(model: Path | str) -> dict[str, Any]:
 def text_encoder(
     model: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> CLIPTextModel:
-    """Load `model`/text_encoder, ready to encode token chunks."""
+    """Load `model`/text_encoder, or the text encoder of a checkpoint."""
+    if Path(model).is_file():
+        return checkpoint.text_encoder(Path(model), dtype, device)
     return _load(TEXT_ENCODER, _part(model, TEXT_ENCODER.folder), dtype, device)
 
 
 def tokenizer(model: Path | str) -> CLIPTokenizer:
-    """Load `model`/tokenizer."""
+    """Load `model`/tokenizer, or the tokenizer that a checkpoint was trained with."""
+    if Path(model).is_file():
+        return _tokenizer(checkpoint.TOKENIZER, **checkpoint.tokenizer_options(Path(model)))
     path = _part(model, "tokenizer")
     kind = _json(path / "tokenizer_config.json").get("tokenizer_class")
     if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
         raise LoadError(path / "tokenizer_config.json", "tokenizer_class 'CLIPTokenizer'", repr(kind))
     _check_vocabulary(path)
-    with _quiet(), _refusing(path, "a CLIP tokenizer"):
-        return import_module("transformers").CLIPTokenizer.from_pretrained(path, local_files_only=True)
+    return _tokenizer(path)
 
 
 def schedule(model: Path | str) -> NoiseSchedule:
-    """Read the noise levels the model was trained on from `model`/scheduler."""
+    """Read the noise levels the model was trained on from `model`/scheduler, or what a checkpoint tells of them."""
+    if Path(model).is_file():
+        return checkpoint.schedule(Path(model))
     path = _part(model, "scheduler") / "scheduler_config.json"
-    with _refusing(path, "a supported noise schedule"):
+    with refusing(path, "a supported noise schedule"):
         return NoiseSchedule.from_config(_json(path))
+
+
+def _tokenizer(path: Path, **options: Any) -> CLIPTokenizer:
+    with _quiet(), refusing(path, "a CLIP tokenizer"):
+        return import_module("transformers").CLIPTokenizer.from_pretrained(path, local_files_only=True, **options)
 
 
 def _load(component: Component, path: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
@@ -127,15 +148,16 @@ def _load(component: Component, path: Path, dtype: torch.dtype, device: torch.de
     module, report = _pretrained(component, path, dtype)
     wrong = [*report["missing_keys"], *report["mismatched_keys"]]
     if wrong:
-        raise LoadError(path / component.weights, f"all weights of {component.kind}", f"none that fit {_some(wrong)}")
-    return module.to(device).requires_grad_(requires_grad=False)
+        raise LoadError(path / component.weights, f"all weights of {component.kind}", f"none that fit {some(wrong)}")
+    with _quiet():
+        return module.to(device, dtype).requires_grad_(requires_grad=False)
 
 
 def _pretrained(component: Component, path: Path, dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
     """Let the library load the weights; return the module and the report of what did not fit."""
     ours = {"torch_dtype": dtype, "low_cpu_mem_usage": False} if component.library == "diffusers" else {"dtype": dtype}
     kind = getattr(import_module(component.library), component.kind)
-    with _quiet(), _refusing(path / component.weights, f"weights of {component.kind}"):
+    with _quiet(), refusing(path / component.weights, f"weights of {component.kind}"):
         module, report = kind.from_pretrained(
             path, local_files_only=True, use_safetensors=True, output_loading_info=True, **ours
         )
@@ -145,12 +167,15 @@ def _pretrained(component: Component, path: Path, dtype: torch.dtype) -> tuple[A
 def _part(model: Path | str, name: str) -> Path:
     """Return the folder of one part of a model."""
     model = Path(model)
-    if model.is_file():
-        opened = f"StableDiffusionPipeline.from_single_file({str(model)!r})"
-        raise LoadError(model, "a folder in diffusers layout", f"a file; {CONVERSION.format(opened=opened)}")
     if not (model / name).is_dir():
         raise LoadError(model / name, f"the {name} folder of a diffusers model", "nothing")
     return model / name
+
+
+def _vae_folder(model: Path | str) -> Path:
+    model = Path(model)
+    alone = (model / "config.json").is_file() and not (model / VAE.folder).is_dir()
+    return model if alone else _part(model, VAE.folder)
 
 
 def _check_kind(component: Component, config: Path) -> None:
@@ -176,7 +201,7 @@ def _check_weights(weights: Path) -> None:
     if not weights.is_file():
         pickles = sorted(path.name for pattern in PICKLES for path in weights.parent.glob(pattern))
         opened = f"StableDiffusionPipeline.from_pretrained({str(weights.parent.parent)!r})"
-        found = f"{_some(pickles)}; {CONVERSION.format(opened=opened)}" if pickles else "nothing"
+        found = f"{some(pickles)}; {CONVERSION.format(opened=opened)}" if pickles else "nothing"
         raise LoadError(weights, "a safetensors file", found)
     try:
         with safe_open(weights, framework="pt"):
@@ -196,22 +221,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise LoadError(path, "a JSON object", type(content).__name__)
     return content
-
-
-def _some(names: list[str]) -> str:
-    """Name the first three."""
-    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-@contextmanager
-def _refusing(path: Path, expected: str) -> Iterator[None]:
-    """Name the file in whatever a library has to say against it."""
-    try:
-        yield
-    except LoadError:
-        raise
-    except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise LoadError(path, expected, str(error)) from error
 
 
 @contextmanager

@@ -1,99 +1,121 @@
-"""Samplers: ways down from noise to a clean latent, as generators in sigma space.
+"""The samplers, by the names that graphs call them: ComfyUI's. See `step` for their shape.
 
-A sampler asks its questions by yielding (x, sigma): "what is the clean latent behind x, which carries noise of standard
-deviation sigma?" The answer, the denoised latent, is sent in, and the end result is returned. A sampler therefore knows
-nothing of models, guidance or batches, and one driver can advance many of them together.
+What each is by nature stands in its record: the label that the WebUI shows, the schedule it is made for, how many
+questions a step asks, which noise it wants. What it can be told are the keyword arguments of its function.
 
-All have one shape: `x` is the noisy latent at sigmas[0], any dtype and shape; `sigmas` are Python floats, descending,
-usually ending in 0; `noise()` returns a fresh standard normal tensor like x. Fewer than two sigmas are no steps.
+Not here, because they need the prediction without the prompt on its own or coefficients that no formula pins: the CFG++
+samplers, ipndm_v, er_sde, seeds_2, seeds_3, sa_solver, res_multistep_ancestral.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from itertools import pairwise
-from math import log, sqrt
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from itertools import count
 from types import MappingProxyType
-from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
-Steps: TypeAlias = Generator[tuple[Tensor, float], Tensor, Tensor]
-Noise: TypeAlias = Callable[[], Tensor]
-Sampler: TypeAlias = Callable[[Tensor, Sequence[float], Noise], Steps]
+from nodes.diffusion.ancestral import ddim, ddpm, dpm_2_ancestral, dpmpp_2s_ancestral, euler_ancestral, lcm
+from nodes.diffusion.dpm_solver import dpm_adaptive, dpm_fast
+from nodes.diffusion.flow import dpm_2, euler, heun, heunpp2, restart
+from nodes.diffusion.multistep import deis, dpmpp_2m, gradient_estimation, ipndm, lms, plms, res_multistep
+from nodes.diffusion.schedule import Convention
+from nodes.diffusion.sde import dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, dpmpp_sde
+from nodes.diffusion.step import Noise, SamplerFunction, Steps
+from nodes.diffusion.unipc import uni_pc, uni_pc_bh2
+
+WEBUI: tuple[Convention, ...] = ("exact", "a1111")
+COMFY: tuple[Convention, ...] = ("comfy",)
+ALWAYS = WEBUI + COMFY
 
 
-def euler(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001 - all samplers have one shape
-    """Euler: Karras et al. 2022, algorithm 2 without churn (https://arxiv.org/abs/2206.00364); first order."""
-    for sigma, following in pairwise(sigmas):
-        denoised = yield x, sigma
-        x = x + (x - denoised) / sigma * (following - sigma)
-    return x
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler, and what is to be known of it before it runs.
 
-
-def heun(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001 - all samplers have one shape
-    """Heun: Karras et al. 2022, algorithm 2 without churn; second order, two questions a step and one for the last."""
-    for sigma, following in pairwise(sigmas):
-        slope = (x - (yield x, sigma)) / sigma
-        ahead = x + slope * (following - sigma)
-        if following > 0:
-            slope = (slope + (ahead - (yield ahead, following)) / following) / 2
-        x = x + slope * (following - sigma)
-    return x
-
-
-def dpmpp_2m(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001 - all samplers have one shape
-    """DPM-Solver++(2M): Lu et al. 2022, algorithm 2 (https://arxiv.org/abs/2211.01095); second order, multistep.
-
-    Time is -log sigma. The first step, and the one onto sigma 0, are of first order.
+    `label` is the WebUI's name, or one like those where it has none. `schedule` is what "automatic" means for it. For
+    prompts that change on the way, a run has `asks` calls a step. By the conventions in `discards` it gets a schedule
+    one step longer without the penultimate level. `brownian` ones want noise of intervals. What `reseeds` draws its
+    steps' noise from the seed and the option `seed_delta`. An `adaptive` one makes as many steps as it takes, and must
+    be run for each picture alone.
     """
-    previous, previous_step = x, 0.0
-    for sigma, following in pairwise(sigmas):
-        denoised = yield x, sigma
-        if following == 0:
-            return denoised
-        step = log(sigma / following)
-        ahead = denoised + (denoised - previous) * (step / previous_step / 2) if previous_step else denoised
-        x = x * (following / sigma) + ahead * (1 - following / sigma)
-        previous, previous_step = denoised, step
-    return x
 
+    run: SamplerFunction
+    label: str
+    schedule: str = "normal"
+    asks: int = 1
+    discards: tuple[Convention, ...] = ()
+    brownian: bool = False
+    reseeds: bool = False
+    adaptive: bool = False
 
-def euler_ancestral(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0) -> Steps:
-    """Euler with ancestral noise: Euler down past the next level, then noise up to it (k-diffusion).
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The names of the options that it takes."""
+        return tuple(name for name, each in signature(self.run).parameters.items() if each.kind is each.KEYWORD_ONLY)
 
-    `eta` in [0, 1] is the share of the noise that ancestral sampling (Ho et al. 2020, https://arxiv.org/abs/2006.11239)
-    would put back; at 0 this is `euler`.
-    """
-    for sigma, following in pairwise(sigmas):
-        denoised = yield x, sigma
-        down, up = ancestral_step(sigma, following, eta)
-        x = x + (x - denoised) / sigma * (down - sigma)
-        if up > 0:
-            x = x + noise() * up
-    return x
-
-
-def ddim(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 0.0) -> Steps:
-    """DDIM: Song et al. 2020, equation 12 (https://arxiv.org/abs/2010.02502), written in sigma space.
-
-    There the equation loses every alpha and becomes Euler's: with `eta` 0 this is `euler`, with `eta` it is
-    `euler_ancestral`, in exact arithmetic. It is kept under its own name since graphs ask for it. What tells DDIM and
-    Euler apart in other programs is the timesteps they visit, which is the schedule's affair here.
-    """
-    for sigma, following in pairwise(sigmas):
-        denoised = yield x, sigma
-        down, up = ancestral_step(sigma, following, eta)
-        x = denoised + (x - denoised) / sigma * down
-        if up > 0:
-            x = x + noise() * up
-    return x
+    def __call__(self, x: Tensor, sigmas: Sequence[float], noise: Noise, **options: object) -> Steps:
+        """Start it with those of the options that it takes; the others are no error, and have no effect."""
+        taken = {name: value for name, value in options.items() if name in self.takes}
+        return partial(self.run, **taken)(x, sigmas, noise)
 
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
-    {"euler": euler, "euler_ancestral": euler_ancestral, "heun": heun, "dpmpp_2m": dpmpp_2m, "ddim": ddim},
+    {
+        "dpmpp_2m": Sampler(dpmpp_2m, "DPM++ 2M", "karras"),
+        "dpmpp_sde": Sampler(dpmpp_sde, "DPM++ SDE", "karras", asks=2, brownian=True),
+        "dpmpp_2m_sde": Sampler(dpmpp_2m_sde, "DPM++ 2M SDE", "exponential", brownian=True),
+        "dpmpp_2m_sde_heun": Sampler(dpmpp_2m_sde_heun, "DPM++ 2M SDE Heun", "exponential", brownian=True),
+        "dpmpp_2s_ancestral": Sampler(dpmpp_2s_ancestral, "DPM++ 2S a", "karras", asks=2, reseeds=True),
+        "dpmpp_3m_sde": Sampler(dpmpp_3m_sde, "DPM++ 3M SDE", "exponential", discards=WEBUI, brownian=True),
+        "euler_ancestral": Sampler(euler_ancestral, "Euler a", reseeds=True),
+        "euler": Sampler(euler, "Euler"),
+        "lms": Sampler(lms, "LMS"),
+        "heun": Sampler(heun, "Heun", asks=2),
+        "dpm_2": Sampler(dpm_2, "DPM2", "karras", asks=2, discards=ALWAYS),
+        "dpm_2_ancestral": Sampler(dpm_2_ancestral, "DPM2 a", "karras", asks=2, discards=ALWAYS, reseeds=True),
+        "dpm_fast": Sampler(dpm_fast, "DPM fast", reseeds=True),
+        "dpm_adaptive": Sampler(dpm_adaptive, "DPM adaptive", reseeds=True, adaptive=True),
+        "restart": Sampler(restart, "Restart", "karras", asks=2),
+        "ddim": Sampler(ddim, "DDIM", "ddim_uniform"),
+        "plms": Sampler(plms, "PLMS", "ddim_uniform"),
+        "uni_pc": Sampler(uni_pc, "UniPC", "sgm_uniform", discards=COMFY),
+        "lcm": Sampler(lcm, "LCM", "sgm_uniform"),
+        "uni_pc_bh2": Sampler(uni_pc_bh2, "UniPC BH2", "sgm_uniform", discards=COMFY),
+        "heunpp2": Sampler(heunpp2, "HeunPP2", asks=3),
+        "ddpm": Sampler(ddpm, "DDPM"),
+        "ipndm": Sampler(ipndm, "IPNDM"),
+        "deis": Sampler(deis, "DEIS"),
+        "res_multistep": Sampler(res_multistep, "RES multistep"),
+        "gradient_estimation": Sampler(gradient_estimation, "Gradient estimation"),
+    },
 )
 
+LABELS: Mapping[str, str] = MappingProxyType(
+    {sampler.label: name for name, sampler in SAMPLERS.items()},
+)
+"""The samplers by their labels."""
 
-def ancestral_step(sigma: float, following: float, eta: float) -> tuple[float, float]:
-    """Split a step: the level to go `down` to, and the noise `up` from there; down**2 + up**2 == following**2."""
-    up = min(following, eta * sqrt(following**2 * (sigma**2 - following**2) / sigma**2))
-    return sqrt(following**2 - up**2), up
+
+def evaluations(sampler: str, sigmas: Sequence[float], **options: object) -> int | None:
+    """Count the questions of a run along `sigmas`; None where only the run itself knows, as with `dpm_adaptive`.
+
+    The sampler is walked through with nothing in its tensors, so the count is the one that it will make.
+    """
+    if SAMPLERS[sampler].adaptive:
+        return None
+    nothing = torch.zeros(0)
+    return sum(1 for _ in _questions(SAMPLERS[sampler](nothing, sigmas, lambda *_: nothing, **options)))
+
+
+def _questions(steps: Steps) -> Iterator[int]:
+    """Answer a sampler's questions with nothing, and count them."""
+    try:
+        x, _ = next(steps)
+        for number in count():
+            yield number
+            x, _ = steps.send(x)
+    except StopIteration:
+        return

@@ -1,192 +1,267 @@
-"""Noise levels: those a model was trained on, and those that a run visits.
+"""Schedules: the lists of noise levels along which a sampler walks (see `table` for what a level is).
 
-A noise level is sigma, the standard deviation of the noise that stands on a clean latent: x = clean + sigma * noise.
-Schedules are the lists of sigmas along which a sampler walks; the formulas are those that k-diffusion made customary.
+Each is a formula that k-diffusion, the WebUI or ComfyUI made customary, under ComfyUI's name where it has one.
 """
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, Self, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-Prediction: TypeAlias = Literal["epsilon", "v_prediction"]
-BetaSchedule: TypeAlias = Literal["scaled_linear", "linear"]
+from nodes.diffusion.beta import beta_quantile
+from nodes.diffusion.table import NoiseSchedule
+
+Convention: TypeAlias = Literal["exact", "a1111", "comfy"]
+"""How many steps a run makes that begins part of the way up; see `plan`."""
 
 KARRAS_RHO = 7.0
+LINEAR_RISE = 0.025
 LONGEST_SCHEDULE = 100_000
-SWITCHES_REFUSED = ("rescale_betas_zero_snr", "use_flow_sigmas")
+NEARLY_ALL = 0.9999
+"""ComfyUI takes what is above for 1."""
+ALIGNED = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+ALIGNED_XL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
-    """The noise levels a model was trained on, and what its UNet predicts.
+class Limits:
+    """Where a schedule is to begin and end, and how it is to bend; 0 leaves it to the model, or to the schedule.
 
-    `sigmas[t]` is the noise level of timestep t: positive and ascending, 1000 of them for Stable Diffusion. Between two
-    timesteps log sigma is linear, so every sigma in the table's range has an exact, fractional timestep.
-    `prediction` is "epsilon" (the noise) or "v_prediction" (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512).
+    `low` and `high` are the last level above 0 and the first, `rho` the exponent of `karras` and `polyexponential`.
+    Schedules that are a list of the model's timesteps, or of numbers, have no use for them.
     """
 
-    sigmas: tuple[float, ...] = field(repr=False)
-    prediction: Prediction = "epsilon"
+    low: float = 0.0
+    high: float = 0.0
+    rho: float = 0.0
 
-    def __post_init__(self) -> None:
-        """Refuse a table without an inverse."""
-        ascending = all(low < high for low, high in pairwise((0.0, *self.sigmas)))
-        if len(self.sigmas) < 2 or not ascending or math.isinf(self.sigmas[-1]):
-            raise ValueError("a noise schedule needs at least two sigmas, positive, finite and ascending")
-
-    @classmethod
-    def from_betas(
-        cls,
-        start: float,
-        end: float,
-        kind: BetaSchedule = "scaled_linear",
-        steps: int = 1000,
-        *,
-        prediction: Prediction = "epsilon",
-    ) -> Self:
-        """Space `steps` betas from `start` to `end` evenly ("linear"), or their square roots ("scaled_linear").
-
-        Stable Diffusion is `from_betas(0.00085, 0.012)`.
-        """
-        _check_choice("beta_schedule", kind, get_args(BetaSchedule))
-        power = 1 if kind == "linear" else 2
-        betas = torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
-        return cls(_sigmas(betas), prediction)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read what a diffusers `scheduler_config.json` says of the model; how that scheduler steps is left alone.
-
-        A config without `prediction_type` means epsilon, one without `num_train_timesteps` 1000. ValueError for a model
-        without betas, with a zero terminal signal, or with another prediction.
-        """
-        _check_config(config)
-        prediction = config.get("prediction_type", "epsilon")
-        if config.get("trained_betas") is not None:
-            return cls(_sigmas(torch.tensor(config["trained_betas"], dtype=torch.float64)), prediction)
-        return cls.from_betas(
-            config["beta_start"],
-            config["beta_end"],
-            config["beta_schedule"],
-            config.get("num_train_timesteps", 1000),
-            prediction=prediction,
-        )
-
-    @property
-    def sigma_min(self) -> float:
-        """The lowest noise level, that of timestep 0."""
-        return self.sigmas[0]
-
-    @property
-    def sigma_max(self) -> float:
-        """The highest noise level, that of the last timestep."""
-        return self.sigmas[-1]
-
-    def timestep(self, sigma: float) -> float:
-        """Return the fractional timestep of a noise level, clamped to the table's range."""
-        if sigma <= self.sigma_min:
-            return 0.0
-        if sigma >= self.sigma_max:
-            return float(len(self.sigmas) - 1)
-        above = bisect_right(self.sigmas, sigma)
-        low, high = self.sigmas[above - 1], self.sigmas[above]
-        return above - 1 + math.log(sigma / low) / math.log(high / low)
-
-    def sigma(self, timestep: float) -> float:
-        """Return the noise level of a fractional timestep, clamped to the table's range."""
-        clamped = min(max(timestep, 0.0), len(self.sigmas) - 1.0)
-        below = min(int(clamped), len(self.sigmas) - 2)
-        low, high = self.sigmas[below], self.sigmas[below + 1]
-        return float(low * (high / low) ** (clamped - below))
+    def ends(self, table: NoiseSchedule) -> tuple[float, float]:
+        """Return the highest and the lowest level."""
+        high, low = self.high or table.sigma_max, self.low or table.sigma_min
+        if not 0 < low < high:
+            raise ValueError(f"sigma_min, sigma_max: expected a lower and a higher level, got {low:g} and {high:g}")
+        return high, low
 
 
-Schedule: TypeAlias = Callable[[NoiseSchedule, int], Tensor]
+OWN = Limits()
+Schedule: TypeAlias = Callable[[NoiseSchedule, int, Limits], Tensor]
 
 
-def karras(table: NoiseSchedule, steps: int) -> Tensor:
+def karras(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
     """Karras et al. 2022, equation 5 with rho 7: sigma ** (1 / 7) falls evenly.
 
     Like every schedule here: `steps` + 1 noise levels, descending, the last 0, as float64 on the CPU; `steps` >= 1.
     """
-    high, low = table.sigma_max ** (1 / KARRAS_RHO), table.sigma_min ** (1 / KARRAS_RHO)
-    return _to_zero(_even(high, low, steps) ** KARRAS_RHO)
+    rho = limits.rho or KARRAS_RHO
+    high, low = (level ** (1 / rho) for level in limits.ends(table))
+    return _to_zero(_even(high, low, steps) ** rho)
 
 
-def exponential(table: NoiseSchedule, steps: int) -> Tensor:
+def exponential(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
     """Log sigma falls evenly from the highest noise level to the lowest."""
-    return _to_zero(_even(math.log(table.sigma_max), math.log(table.sigma_min), steps).exp())
+    high, low = limits.ends(table)
+    return _to_zero(_even(math.log(high), math.log(low), steps).exp())
 
 
-def normal(table: NoiseSchedule, steps: int) -> Tensor:
-    """The timestep falls evenly from the last to 0 (A1111: "uniform", diffusers: "linspace")."""
-    return _to_zero(_at_timesteps(table, _even(len(table.sigmas) - 1, 0, steps)))
+def polyexponential(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
+    """Log sigma falls with the power rho of an even ramp; with rho 1, which is the default, it is `exponential`."""
+    high, low = (math.log(level) for level in limits.ends(table))
+    return _to_zero((_even(1, 0, steps) ** (limits.rho or 1.0) * (high - low) + low).exp())
 
 
-def sgm_uniform(table: NoiseSchedule, steps: int) -> Tensor:
+def normal(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
+    """The timestep falls evenly from the last to 0 (the WebUI: "uniform" and "normal", diffusers: "linspace")."""
+    high, low = (table.timestep(level) for level in limits.ends(table))
+    return _to_zero(_at_timesteps(table, _even(high, low, steps)))
+
+
+def sgm_uniform(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
     """The timestep falls evenly and would reach 0 one step later (Stability's generative-models)."""
     _check_steps(steps)
-    return _to_zero(_at_timesteps(table, _even(len(table.sigmas) - 1, 0, steps + 1)[:-1]))
+    high, low = (table.timestep(level) for level in limits.ends(table))
+    return _to_zero(_at_timesteps(table, _even(high, low, steps + 1)[:-1]))
+
+
+def simple(table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Tensor:
+    """The model's own levels from the highest on, evenly counted off (diffusers: "trailing")."""
+    total = len(table.sigmas)
+    _check_steps(steps, total)
+    return _to_zero(_levels(table.sigmas[-1 - index * total // steps] for index in range(steps)))
+
+
+def ddim_uniform(table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Tensor:
+    """The model's own levels, evenly counted off from timestep 1 up (diffusers: "leading").
+
+    It begins below the highest level. Where the number of levels is no multiple of `steps` there are more steps than
+    asked for: `plan` leaves out the highest, other programs make them all.
+    """
+    _check_steps(steps, len(table.sigmas) - 1)
+    return _to_zero(_levels(reversed(table.sigmas[1 :: len(table.sigmas) // steps])))
+
+
+def beta(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
+    """Levels at even quantiles of a beta distribution with 0.6 and 0.6: dense at both ends (the WebUI, diffusers)."""
+    high, low = limits.ends(table)
+    return _to_zero(_quantiles(_even(1, 0, steps)) * (high - low) + low)
+
+
+def beta_timestep(table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Tensor:
+    """Timesteps at such quantiles: "Beta sampling is all you need", Lee et al. 2024 (https://arxiv.org/abs/2407.12173).
+
+    ComfyUI calls this one beta. Timesteps are whole, and equal ones count once: from about 150 steps on there are fewer
+    than asked for.
+    """
+    _check_steps(steps)
+    timesteps = (_quantiles(_even(1, 0, steps + 1)[:-1]) * (len(table.sigmas) - 1)).round().int()
+    return _to_zero(_levels(table.sigmas[timestep] for timestep in dict.fromkeys(timesteps.tolist())))
+
+
+def kl_optimal(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
+    """The arc tangent of sigma falls evenly: Sabour et al. 2024, theorem 3.1 (https://arxiv.org/abs/2404.14507).
+
+    The WebUI spreads one level more over the range and never reaches 0; this is ComfyUI's, which does.
+    """
+    high, low = (math.atan(level) for level in limits.ends(table))
+    return _to_zero(_even(high, low, steps).tan())
+
+
+def linear_quadratic(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
+    """Half of the steps for the first 2.5 % of sigma, evenly; then ever longer ones (Polyak et al. 2024, Movie Gen).
+
+    https://arxiv.org/abs/2410.13720
+    """
+    _check_steps(steps)
+    even = steps // 2
+    rest = steps - even
+    share = np.arange(steps) / max(even, 1) * LINEAR_RISE
+    over = np.arange(rest) / rest
+    begin, speed = (LINEAR_RISE, LINEAR_RISE * rest / even) if even else (0.0, 0.0)
+    share[even:] = begin + speed * over + (1 - begin - speed) * over**2
+    return _to_zero(torch.from_numpy(1 - share) * limits.ends(table)[0])
+
+
+def align_your_steps(_table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Tensor:
+    """Levels that Sabour et al. 2024 found best for SD 1.5 in ten steps (https://arxiv.org/abs/2404.14507).
+
+    Other numbers of steps read them off between, evenly in log sigma.
+    """
+    return _between(ALIGNED, steps)
+
+
+def align_your_steps_xl(_table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Tensor:
+    """The same for SDXL."""
+    return _between(ALIGNED_XL, steps)
 
 
 SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
-    {"karras": karras, "normal": normal, "exponential": exponential, "sgm_uniform": sgm_uniform},
+    {
+        "karras": karras,
+        "exponential": exponential,
+        "polyexponential": polyexponential,
+        "normal": normal,
+        "sgm_uniform": sgm_uniform,
+        "simple": simple,
+        "ddim_uniform": ddim_uniform,
+        "beta": beta,
+        "beta_timestep": beta_timestep,
+        "kl_optimal": kl_optimal,
+        "linear_quadratic": linear_quadratic,
+        "align_your_steps": align_your_steps,
+        "align_your_steps_xl": align_your_steps_xl,
+    },
 )
+
+LABELS: Mapping[str, str] = MappingProxyType(
+    {
+        "Karras": "karras",
+        "Exponential": "exponential",
+        "Polyexponential": "polyexponential",
+        "Uniform": "normal",
+        "SGM Uniform": "sgm_uniform",
+        "Simple": "simple",
+        "DDIM": "ddim_uniform",
+        "Beta": "beta",
+        "Beta timestep": "beta_timestep",
+        "KL Optimal": "kl_optimal",
+        "Linear Quadratic": "linear_quadratic",
+        "Align Your Steps": "align_your_steps",
+        "Align Your Steps XL": "align_your_steps_xl",
+    },
+)
+"""The schedules by the WebUI's labels, and by labels like those where it has none."""
+
+
+def plan(
+    schedule: Schedule,
+    table: NoiseSchedule,
+    steps: int,
+    denoise: float,
+    *,
+    convention: Convention = "exact",
+    discards: bool = False,
+    limits: Limits = OWN,
+) -> tuple[Tensor, int]:
+    """Return a whole schedule, and the position in it at which a run of strength `denoise` begins.
+
+    By the convention "exact" exactly `steps` steps run, however small `denoise` is: the last ones of int(steps /
+    denoise) steps. ComfyUI's KSampler counts this way, and so does the WebUI's "do exactly the amount of steps". By
+    "a1111", its default, the schedule has `steps` steps, and the last int(min(denoise, 0.999) * steps) + 1 of them run.
+    "comfy" counts like "exact", but at 1 every level of the schedule is visited, however many were asked for.
+
+    At 1 a run begins at the first level. At 0 there are no steps: the level that remains is 0, so adding noise at it
+    changes nothing (the WebUI would make one).
+
+    `discards` takes one step more and leaves out the penultimate level. `steps` >= 1, `denoise` in [0, 1]; ValueError
+    outside, or if the whole schedule would pass 100,000 steps.
+    """
+    run = executed(steps, denoise, convention)
+    total = int(steps / denoise) if denoise > 0 and convention != "a1111" else steps
+    levels = schedule(table, total + 1 if discards else total, limits)
+    whole = torch.cat([levels[:-2], levels[-1:]]) if discards else levels
+    if convention == "comfy" and denoise > NEARLY_ALL:
+        return whole, 0
+    return whole, max(0, len(whole) - 1 - run)
 
 
 def tail(schedule: Schedule, table: NoiseSchedule, steps: int, denoise: float) -> Tensor:
-    """Return the last `steps` steps of a schedule of int(steps / denoise) steps: the exact-steps convention.
+    """Return the levels that a run visits by the convention "exact"; see `plan`."""
+    whole, begin = plan(schedule, table, steps, denoise)
+    return whole[begin:]
 
-    However small `denoise` is, exactly `steps` steps run; it says how far up the noise levels they begin. At 1 they
-    begin at sigma_max. At 0 there are none: the one level that remains is 0, so adding noise at it changes nothing.
-    ComfyUI's KSampler counts this way, and so does A1111's "do exactly the amount of steps".
 
-    `steps` >= 1, `denoise` in [0, 1]; ValueError outside, or if the whole schedule would pass 100,000 steps.
-    """
+def executed(steps: int, denoise: float, convention: Convention = "exact") -> int:
+    """Count the steps that a run of strength `denoise` makes; see `plan`."""
     _check_steps(steps)
     if not 0 <= denoise <= 1:
         raise ValueError(f"denoise: expected a number from 0 to 1, got {denoise}")
     if denoise == 0:
-        return torch.zeros(1, dtype=torch.float64)
+        return 0
+    if convention == "a1111":
+        return int(min(denoise, 0.999) * steps) + 1
     if steps / denoise > LONGEST_SCHEDULE:
         raise ValueError(f"denoise: expected 0 or at least {steps / LONGEST_SCHEDULE} for {steps} steps, got {denoise}")
-    return schedule(table, int(steps / denoise))[-steps - 1 :]
+    return steps
 
 
-def _check_steps(steps: int) -> None:
-    """Refuse a schedule without steps."""
+def _check_steps(steps: int, most: int | None = None) -> None:
+    """Refuse a schedule without steps, or with more than the model has levels for."""
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
+    if most is not None and steps > most:
+        raise ValueError(
+            f"steps: expected at most {most} for a schedule of the model's own levels, got {steps}; "
+            f"take another schedule, or a higher denoise"
+        )
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a scheduler config that this table cannot stand for."""
-    _check_choice("prediction_type", config.get("prediction_type", "epsilon"), get_args(Prediction))
-    for switch in SWITCHES_REFUSED:
-        if config.get(switch):
-            raise ValueError(f"{switch}: expected false, got {config[switch]!r}; such models are not supported")
-    absent = [key for key in ("beta_start", "beta_end", "beta_schedule") if key not in config]
-    if absent and config.get("trained_betas") is None:
-        kind = config.get("_class_name", "scheduler")
-        raise ValueError(f"{', '.join(absent)}: expected in the {kind} config, found none; a model needs its betas")
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-
-
-def _sigmas(betas: Tensor) -> tuple[float, ...]:
-    """Turn float64 betas into sigmas, by way of the float32 alphas_cumprod that checkpoints carry."""
-    alphas_cumprod = torch.cumprod(1 - betas, dim=0).float().double()
-    return tuple(cast("Sequence[float]", ((1 - alphas_cumprod) / alphas_cumprod).sqrt().tolist()))
+def _levels(numbers: Iterable[float]) -> Tensor:
+    """Return numbers as float64."""
+    return torch.tensor(list(numbers), dtype=torch.float64)
 
 
 def _even(first: float, last: float, count: int) -> Tensor:
@@ -197,7 +272,19 @@ def _even(first: float, last: float, count: int) -> Tensor:
 
 def _at_timesteps(table: NoiseSchedule, timesteps: Tensor) -> Tensor:
     """Return the noise levels of fractional timesteps."""
-    return torch.tensor([table.sigma(timestep) for timestep in timesteps.tolist()], dtype=torch.float64)
+    return _levels(table.sigma(timestep) for timestep in timesteps.tolist())
+
+
+def _quantiles(shares: Tensor) -> Tensor:
+    """Return quantiles of the beta distribution that both schedules of this name use."""
+    return _levels(beta_quantile(share, 0.6, 0.6) for share in shares.tolist())
+
+
+def _between(levels: Sequence[float], steps: int) -> Tensor:
+    """Read `steps` levels off a table, evenly in its positions and in log sigma between them."""
+    places = _even(0, len(levels) - 1, steps).numpy()
+    logs = np.interp(places, np.arange(len(levels)), np.log(levels))
+    return _to_zero(torch.from_numpy(np.exp(logs)))
 
 
 def _to_zero(sigmas: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+
+Rounding: TypeAlias = Literal["nearest", "truncate"]
+"""How brightness becomes one of 256 levels: the nearest, as in diffusers, or the next below, as in A1111."""
 
 
 def downscale(vae: AutoencoderKL) -> int:
@@ -23,19 +26,23 @@ def encode(images: Tensor, vae: AutoencoderKL) -> Tensor:
     model's config says, so that its variance is about 1. Images are encoded one at a time: each latent is the same
     whatever stands beside it, and memory does not grow with the batch.
     """
-    _check_images(images, downscale(vae))
+    _check_images(images, torch.uint8, downscale(vae))
+    return encode_signed(signed(images), vae)
+
+
+def encode_signed(images: Tensor, vae: AutoencoderKL) -> Tensor:
+    """Encode images, float32 (N, 3, H, W) from -1 to 1, as `encode` does."""
+    _check_images(images, torch.float32, downscale(vae))
     with torch.no_grad():
-        means = [
-            vae.encode(_signed(image).to(vae.device, vae.dtype)).latent_dist.mode() for image in torch.split(images, 1)
-        ]
+        means = [vae.encode(image.to(vae.device, vae.dtype)).latent_dist.mode() for image in torch.split(images, 1)]
     return (torch.cat(means).float() - _shift(vae)) * float(vae.config.scaling_factor)
 
 
-def decode(latents: Tensor, vae: AutoencoderKL) -> Tensor:
+def decode(latents: Tensor, vae: AutoencoderKL, rounding: Rounding = "nearest") -> Tensor:
     """Decode latents, float (N, C, h, w), to images, uint8 (N, 3, h * downscale, w * downscale), one at a time.
 
-    Values are rounded to the nearest level, as diffusers does; A1111 truncates, so its pictures differ by up to one
-    level. Raises FloatingPointError if the VAE overflows, as SDXL's does in float16.
+    Truncated pictures are half a level darker than rounded ones on average, which adds up over many passes. Raises
+    FloatingPointError if the VAE overflows, as SDXL's does in float16.
     """
     raw = latents.float() / vae.config.scaling_factor + _shift(vae)
     with torch.no_grad():
@@ -44,19 +51,21 @@ def decode(latents: Tensor, vae: AutoencoderKL) -> Tensor:
         )
     if not decoded.isfinite().all():
         raise FloatingPointError(f"the VAE decoded to infinities or NaN in {vae.dtype}; load it in float32 or bfloat16")
-    return ((decoded + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+    levels = ((decoded + 1) * 127.5).clamp(0, 255)
+    return (levels.round() if rounding == "nearest" else levels).to(torch.uint8)
 
 
-def _check_images(images: Tensor, factor: int) -> None:
+def _check_images(images: Tensor, dtype: torch.dtype, factor: int) -> None:
     """Refuse what would be misread or cropped."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images: expected uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    if images.dtype != dtype or images.ndim != 4 or images.shape[1] != 3:
+        expected = f"{str(dtype).removeprefix('torch.')} (N, 3, H, W)"
+        raise ValueError(f"images: expected {expected}, got {images.dtype} {tuple(images.shape)}")
     height, width = images.shape[2:]
     if height % factor or width % factor:
         raise ValueError(f"images: expected height and width to be multiples of {factor}, got {height} x {width}")
 
 
-def _signed(images: Tensor) -> Tensor:
+def signed(images: Tensor) -> Tensor:
     """Map levels 0 to 255 to -1 to 1."""
     return images.float() / 127.5 - 1
 

@@ -84,7 +84,7 @@ def train(
 
 
 class _Session:
-    """The clock of one session. It starts with the second step: the first one may compile."""
+    """The clock of one session, which makes a step at least. It starts with the second: the first one may compile."""
 
     def __init__(
         self, plan: Plan, progress: Progress, journal: Journal, figures: Sequence[str], alarms: Sequence[Alarm]
@@ -97,7 +97,7 @@ class _Session:
 
     @property
     def over(self) -> bool:
-        return time.monotonic() >= self._plan.until
+        return self.steps > 0 and time.monotonic() >= self._plan.until
 
     @property
     def fraction(self) -> float:

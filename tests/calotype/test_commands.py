@@ -1,13 +1,17 @@
 """The command line, as a stranger would use it."""
 
+import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
 import PIL.Image
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from calotype.__main__ import main
 from calotype.library import INPUTS, find
@@ -63,7 +67,8 @@ class TestRun:
         paint = report["nodes"]["paint"]
         assert (paint["type"], paint["outcome"], paint["reason"]) == ("sample", "ran", "first run")
         assert paint["seconds"] > 0
-        assert sorted(paint["needs"]) == ["model", "negative", "noise", "positive", "start"]
+        prompts = ["prompted/negative", "prompted/patched", "prompted/positive"]
+        assert sorted(paint["needs"]) == ["noise", "options", *prompts, "sized"]
         assert "image: pictures/img2img-image-00001.png" in out
         with PIL.Image.open(tmp_path / "pictures/img2img-image-00001.png") as picture:
             assert picture.size == (128, 128)
@@ -110,7 +115,7 @@ class TestRun:
         assert line.startswith(
             "Steps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 5, Size: 128x128, "
         )
-        assert "Model: pocket, Denoising strength: 0.75, Version: Calotype" in line
+        assert "Model: pocket, Denoising strength: 0.75, RNG: CPU, Version: Calotype" in line
 
     def test_a_picture_finds_the_files_that_lay_beside_its_graph(self, call, face, tmp_path, monkeypatch):
         for name in ("mine", "face"):
@@ -137,6 +142,36 @@ class TestRun:
         assert code == 2
         assert "'face.png' is not the file that the picture was made with; --set photo.source=FILE takes another" in err
         assert call("run", "out/face-image-00001.png", "--set", "photo.source=face.png")[0] == 0
+
+    def test_a_table_of_styles_counts_only_where_a_style_is_asked_for(self, call, tmp_path):
+        table = tmp_path / "styles.csv"
+        call("run", "img2img", *QUICK, "--out", "plain")
+        table.write_text("name,prompt,negative_prompt\nnight,dark,\n")
+        assert call("run", "plain/img2img-image-00001.png")[0] == 0
+        call("run", "img2img", *QUICK, "--set", 'styles=["night"]', "--out", "styled")
+        table.write_text("name,prompt,negative_prompt\nnight,black,\n")
+        code, _, err = call("run", "styled/img2img-image-00001.png")
+        assert code == 2
+        assert "'styles.csv' is not the file that the picture was made with" in err
+
+    def test_a_picture_finds_the_embeddings_that_its_prompt_mentions_and_insists_on_them(
+        self, call, tmp_path, monkeypatch
+    ):
+        (tmp_path / "embeddings").mkdir()
+        save_file({"emb_params": torch.ones(1, 128)}, tmp_path / "embeddings/scarlet.safetensors")
+        call("run", "img2img", *QUICK, "--set", "prompt=a scarlet face", "--out", "out")
+        made = tmp_path / "out/img2img-image-00001.png"
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        monkeypatch.chdir(elsewhere)
+        assert call("run", made, "--out", "again")[0] == 0
+        with PIL.Image.open(made) as one, PIL.Image.open(elsewhere / "again/img2img-image-00001.png") as again:
+            assert one.tobytes() == again.tobytes()
+        save_file({"emb_params": torch.zeros(1, 128)}, tmp_path / "embeddings/scarlet.safetensors")
+        code, _, err = call("run", made)
+        assert code == 2
+        assert "a file that 'a scarlet face' mentions is not what it was for the picture; --set" in err
+        assert call("run", made, "--set", "prompt=a scarlet face")[0] == 0
 
     def test_existing_pictures_are_never_replaced(self, call, face, tmp_path):
         for _ in range(3):
@@ -199,9 +234,12 @@ class TestRefusals:
             (("nodes", "image.lod"), "no node type 'image.lod', did you mean \"image.load\"?"),
             (("sweep", "img2img"), "name at least one axis"),
             (("fly",), "No such command"),
+            (("run", "img2img", "--set", "sampler=Euler a"), '"Euler a" is euler_ancestral here'),
             (("run", "img2img", "--cache", __file__), "cache folder"),
             (("run", "x" * 5000), "is not the name of a graph"),
-            (("sweep", "img2img", "--x", "prompt=a\rb"), "new-line character"),
+            (("sweep", "img2img", "--x", "strength=2-1 (+1)"), "does not lead from 2 to 1"),
+            (("sweep", "img2img", "--x", "steps=1,2", "--vary", "seed=y"), "sweep.vary.seed: this sweep has no axis y"),
+            (("sweep", "img2img", "--x", "strenght=1,2"), 'did you mean "strength"?'),
         ],
     )
     def test_wrong_arguments_exit_with_2(self, call, arguments, said):
@@ -258,6 +296,70 @@ class TestLookingAround:
         ]
         assert "2 hit" in call("run", face, "--cache", "cache")[1]
 
+    def test_cells_and_sheets_are_saved_on_request_and_named_after_their_place(self, call, face, tmp_path):
+        axes = ["--x", "width=16,32", "--y", "small.height=16,24", "--z", "small.filter=nearest,lanczos"]
+        code, out, _ = call("sweep", face, *axes, "--cells", "--sheets", "--no-legend", "--margin", "2")
+        assert code == 0
+        names = {path.stem.removesuffix("-00001") for path in (tmp_path / "out").iterdir()}
+        places = [f"x{x}-y{y}-z{z}" for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+        assert names == {f"face-image{each}" for each in ("", "-z0", "-z1", *(f"-{place}" for place in places))}
+        sizes = {"": (4 * 32 + 3 * 2, 2 * 24 + 2), "-z1": (66, 50), "-x0-y0-z0": (16, 16), "-x1-y0-z1": (32, 16)}
+        for name, size in sizes.items():
+            with PIL.Image.open(tmp_path / f"out/face-image{name}-00001.png") as picture:
+                assert picture.size == size
+
+    def test_a_cell_is_repeated_bit_for_bit_from_its_picture(self, call, face, tmp_path):
+        call("sweep", face, "--x", "width=16,32", "--y", "small.filter=nearest,lanczos", "--cells")
+        code, out, _ = call("run", "out/face-image-x1-y1-00001.png", "--out", "again")
+        assert code == 0
+        made = (tmp_path / "out/face-image-x1-y1-00001.png").read_bytes()
+        assert made == (tmp_path / "again/face-image-00001.png").read_bytes()
+        with PIL.Image.open(tmp_path / "out/face-image-x1-y1-00001.png") as picture:
+            document = json.loads(picture.text["calotype"])
+        assert "sweep" not in document
+        assert (
+            document["nodes"]["small"]["params"] | {"width": 32, "filter": "lanczos"}
+            == document["nodes"]["small"]["params"]
+        )
+        assert document["meta"]["files"].keys() == {"photo.source"}
+
+    def test_another_file_in_a_cell_is_refused_by_its_picture(self, call, face, tmp_path):
+        for name in ("one.png", "two.png"):
+            with PIL.Image.open(INPUTS / "fox.png") as picture:
+                picture.save(tmp_path / name)
+        call("sweep", face, "--x", "photo.source=???.png", "--cells")
+        with PIL.Image.open(INPUTS / "face.png") as picture:
+            picture.save(tmp_path / "one.png")
+        code, _, err = call("run", "out/face-image-x0-00001.png")
+        assert (code, "'one.png' is not the file that the picture was made with" in err) == (2, True)
+        assert call("run", "out/face-image-x1-00001.png")[0] == 0
+
+    def test_a_batch_gives_pictures_beside_one_another_each_with_its_own_graph(self, call, face, tmp_path):
+        code, out, _ = call("run", face, "--batch", "small.filter=nearest,lanczos,bicubic")
+        assert code == 0
+        names = [f"face-image-{number}-00001.png" for number in (1, 2, 3)]
+        assert [f"image-{index + 1}: out/{name}" in out for index, name in enumerate(names)] == [True] * 3
+        call("run", f"out/{names[1]}", "--out", "again")
+        assert (tmp_path / "out" / names[1]).read_bytes() == (tmp_path / "again/face-image-00001.png").read_bytes()
+
+    def test_a_dry_run_says_what_it_costs_and_writes_nothing(self, call, tmp_path):
+        arguments = ["sweep", "img2img", "--x", "strength=0.5,0.75", "--y", "seed=1,2,3", "--set", "steps=4"]
+        code, out, _ = call(*arguments, "--set", "sampler=heun", "--dry-run")
+        assert code == 0
+        assert "may run\tsample\t6" in out
+        nodes, *sampled = out.splitlines()[-1].removeprefix("6 cells; ").split("; ")
+        assert re.fullmatch(r"at most \d+ nodes to run", nodes)
+        assert sampled == ["6 pictures to sample, 84 UNet evaluations in about 7 calls"]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_only_what_would_run_counts(self, call):
+        axes = ["--x", "seed=1,2", "--set", "steps=3", "--cache", "cache"]
+        assert "2 pictures to sample, 12 UNet evaluations in about 3 calls" in call("sweep", "text2img", *axes)[1]
+        axes[1] = "seed=1-3"
+        out = call("sweep", "text2img", *axes)[1]
+        assert "3 cells; at most 4 nodes to run; 1 picture to sample, 6 UNet evaluations in about 3 calls" in out
+        assert "0 nodes to run; 0 pictures to sample\n" in call("sweep", "text2img", *axes, "--dry-run")[1]
+
     def test_a_sweep_makes_one_sheet(self, call, face, tmp_path):
         code, out, _ = call("sweep", face, "--x", "width=16,32", "--y", "small.filter=nearest,lanczos")
         assert code == 0
@@ -269,6 +371,19 @@ class TestLookingAround:
         assert "image.resize\tResize to" in call("nodes")[1]
         assert call("models")[1].startswith("pocket\t")
         assert "denoise" in call("nodes", "sample")[1]
+
+    def test_loras_embeddings_and_vaes_are_listed_with_what_they_are_known_by(self, call, tmp_path):
+        for folder, name in (("loras/old", "fox.safetensors"), ("embeddings", "easy.pt"), ("vae/mine", "config.json")):
+            (tmp_path / folder).mkdir(parents=True)
+            (tmp_path / folder / name).write_text("x" * 100_000)
+        listed = [line.split("\t")[:4] for line in call("models")[1].splitlines()]
+        digest = hashlib.sha256(b"x" * 100_000).hexdigest()[:12]
+        assert [row[:3] for row in listed[1:]] == [
+            ["old/fox", "lora", "0.1 MB"],
+            ["easy", "embedding", "0.1 MB"],
+            ["mine", "VAE", "0.1 MB"],
+        ]
+        assert [row[3] for row in listed[1:3]] == [digest, digest]
 
     def test_a_graph_is_drawn(self, call):
         assert call("show", "inpaint_after_img2img")[1].startswith("flowchart LR")
@@ -283,7 +398,7 @@ class TestLookingAround:
 
     def test_a_cache_is_shown_and_cleared(self, call, face):
         call("run", face, "--cache", "cache")
-        assert "3 values" in call("cache", "--cache", "cache")[1]
+        assert "5 values" in call("cache", "--cache", "cache")[1]
         assert call("cache", "clear", "--cache", "cache")[0] == 0
         assert "0 values" in call("cache", "--cache", "cache")[1]
         assert "2 ran" in call("run", face, "--cache", "cache")[1]

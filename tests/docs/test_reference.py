@@ -15,6 +15,7 @@ from engine.graph import Graph
 from engine.node import definition, node
 from engine.param import Fresh, Unit
 from engine.socket import Int, Text
+from nodes import prompt
 
 
 class Mood(Enum):
@@ -88,6 +89,12 @@ Outputs:
 - `count`: Int
 - `words`: Text"""
     )
+
+
+def test_a_text_that_mentions_files_is_described_as_a_text():
+    described = reference.describe(definition(prompt.prompt))
+    assert '- `text`: text; default ""' in described
+    assert '- `source`: name of a table of styles; default "styles.csv"' in described
 
 
 def test_the_generated_parts_are_fresh():

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import time
+from dataclasses import dataclass
 
 import pytest
 
@@ -27,6 +28,23 @@ def root(tmp_path):
 def served(root):
     """As a server searches: within the roots alone."""
     return Files([root], anywhere=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Hat(File):
+    """A kind with a folder of its own."""
+
+    kind = "hat"
+    folder = "hats"
+    suffixes = (".hat", ".cap")
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf(ModelFile):
+    """A kind of folder with a folder of its own."""
+
+    kind = "shelf"
+    folder = "shelves"
 
 
 def digest_of(data):
@@ -240,6 +258,14 @@ class TestSearch:
         for name in ("secret.txt", "./secret.txt", str(tmp_path / "secret.txt"), "~/secret.txt", "root/../secret.txt"):
             assert files.resolve(File, name).read() == b"secret"
 
+    @pytest.mark.parametrize(
+        ("name", "within"), [("fox.txt", True), ("../secret.txt", True), ("~/secret.txt", False), ("/", False)]
+    )
+    def test_a_file_knows_the_root_that_its_name_leads_from(self, root, tmp_path, monkeypatch, name, within):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        found = Files([root]).resolve(File, str(root / "fox.txt") if name == "/" else name)
+        assert found.root == (root if within else None)
+
     def test_models_may_have_names_of_their_own(self, root, tmp_path):
         files = Files([root], named={"pocket": tmp_path / "secret.txt"}, anywhere=False)
         assert files.resolve(ModelFile, "pocket").read() == b"secret"
@@ -378,3 +404,145 @@ def test_a_file_verifies_that_it_is_what_was_planned(tmp_path):
     (tmp_path / "model" / "config.json").write_text("two")
     with pytest.raises(FileChanged):
         found.verify()
+
+
+class TestKinds:
+    """A kind of file may have a folder of its own in each root, and endings that a name leaves out."""
+
+    @pytest.fixture
+    def hats(self, root):
+        for name in ("hats/top.hat", "hats/straw.cap", "hats/old/bowler.hat", "hats/old/top.hat", "flat.hat"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(name)
+        return root / "hats"
+
+    @pytest.mark.parametrize(
+        ("name", "found"),
+        [
+            ("top", "hats/top.hat"),
+            ("top.hat", "hats/top.hat"),
+            ("straw", "hats/straw.cap"),
+            ("old/top", "hats/old/top.hat"),
+            ("bowler", "hats/old/bowler.hat"),
+            ("hats/top.hat", "hats/top.hat"),
+            ("flat", "flat.hat"),
+        ],
+    )
+    def test_it_is_found_there_first_by_its_name_and_then_by_its_path(self, served, root, hats, name, found):
+        made = served.resolve(Hat, name)
+        assert (type(made), made.name, made.path, made.root, made.read()) == (
+            Hat, name, root / found, root, found.encode()
+        )  # fmt: skip
+
+    def test_the_ending_that_is_listed_first_counts(self, served, hats):
+        (hats / "straw.hat").write_text("first")
+        assert served.resolve(Hat, "straw").read() == b"first"
+
+    def test_the_first_root_counts(self, hats, tmp_path):
+        (tmp_path / "more" / "hats").mkdir(parents=True)
+        (tmp_path / "more" / "hats" / "top.hat").write_text("more")
+        files = Files([tmp_path / "more", hats.parent], anywhere=False)
+        assert files.resolve(Hat, "top").read() == b"more"
+        assert files.names(Hat)["top"] == tmp_path / "more" / "hats" / "top.hat"
+
+    def test_all_names_are_listed_without_their_endings(self, served, hats):
+        (hats / "notes.txt").write_text("no hat")
+        assert {name: path.name for name, path in served.names(Hat).items()} == {
+            "top": "top.hat",
+            "straw": "straw.cap",
+            "old/bowler": "bowler.hat",
+            "old/top": "top.hat",
+        }
+
+    def test_a_kind_without_a_folder_has_no_names(self, served):
+        assert served.names(File) == {}
+
+    def test_a_name_that_several_files_have_further_down_is_refused(self, served, hats):
+        (hats / "new").mkdir()
+        (hats / "new" / "bowler.hat").write_text("new")
+        with pytest.raises(FileError, match="2 files are called 'bowler': write new/bowler or old/bowler"):
+            served.resolve(Hat, "bowler")
+
+    def test_a_folder_may_stand_for_a_file_of_such_a_kind(self, served, root):
+        (root / "shelves" / "high").mkdir(parents=True)
+        (root / "shelves" / "high" / "config.json").write_text("{}")
+        assert served.resolve(Shelf, "high").path == root / "shelves" / "high"
+        assert list(served.names(Shelf)) == ["high"]
+
+    def test_a_near_miss_gets_a_guess(self, served, hats):
+        with pytest.raises(FileError, match=r"^no hat 'tob', did you mean 'top'\?$"):
+            served.resolve(Hat, "tob")
+
+    @pytest.mark.parametrize("name", ["", "top/x", "a\0b", "x" * 300, "x/" * 3000, "\ud800", "loop", ".", "~"])
+    @pytest.mark.parametrize("anywhere", [True, False])
+    def test_whatever_the_name_only_a_file_error_comes_out(self, hats, name, anywhere):
+        (hats / "loop").symlink_to("loop")
+        files = Files([hats.parent], anywhere=anywhere)
+        for find in (files.find, files.find_mentioned):
+            with pytest.raises(FileError):
+                find(Hat, name)
+
+    def test_a_circle_of_links_is_walked_once(self, served, hats):
+        (hats / "old" / "circle").symlink_to(hats)
+        assert served.resolve(Hat, "bowler").read() == b"hats/old/bowler.hat"
+
+    @pytest.mark.parametrize("anywhere", [True, False])
+    def test_a_folder_that_is_a_circle_of_links_is_empty(self, root, anywhere):
+        (root / "hats").symlink_to("hats")
+        assert Files([root], anywhere=anywhere).names(Hat) == {}
+
+    def test_more_files_than_can_be_looked_through_are_refused(self, served, hats, monkeypatch):
+        monkeypatch.setattr(file, "MAX_LISTED", 3)
+        with pytest.raises(FileError, match="hats holds more than 3 files"):
+            served.names(Hat)
+
+    def test_links_that_lead_out_are_neither_listed_nor_followed(self, served, hats, tmp_path):
+        (tmp_path / "outside").mkdir()
+        (tmp_path / "outside" / "secret.hat").write_text("secret")
+        (hats / "door").symlink_to(tmp_path / "outside")
+        (hats / "window.hat").symlink_to(tmp_path / "outside" / "secret.hat")
+        assert not {"door/secret", "window"} & served.names(Hat).keys()
+        for name in ("secret", "door/secret", "window"):
+            with pytest.raises(FileError):
+                served.resolve(Hat, name)
+        assert Files([hats.parent]).resolve(Hat, "secret").read() == b"secret"
+
+    def test_a_folder_of_hats_that_is_itself_a_way_out_is_not_entered(self, root, tmp_path):
+        (tmp_path / "outside").mkdir()
+        (tmp_path / "outside" / "secret.hat").write_text("secret")
+        (root / "hats").symlink_to(tmp_path / "outside")
+        assert Files([root], anywhere=False).names(Hat) == {}
+        with pytest.raises(FileError):
+            Files([root], anywhere=False).resolve(Hat, "secret")
+
+
+class TestMentioned:
+    """What a text mentions lies in the folder of its kind, also where a person could name any file."""
+
+    @pytest.mark.parametrize("anywhere", [True, False])
+    @pytest.mark.parametrize(
+        ("name", "problem"),
+        [
+            ("../secret", "leads out of the folder hats/"),
+            ("../../etc/passwd", "leads out of the folder hats/"),
+            ("a/../../secret", "leads out of the folder hats/"),
+            ("/etc/passwd", "leads out of the folder hats/"),
+            ("flat", "no hat 'flat'"),
+            ("~/flat", "no hat '~/flat'"),
+            (".", "'.' is not the name of a hat"),
+        ],
+    )
+    def test_nothing_else_is_found(self, root, monkeypatch, anywhere, name, problem):
+        monkeypatch.chdir(root)
+        monkeypatch.setenv("HOME", str(root))
+        (root / "hats").mkdir()
+        for place in (root / "flat.hat", root.parent / "secret.hat", root / "hats.hat"):
+            place.write_text("secret")
+        with pytest.raises(FileError, match=problem):
+            Files([root], anywhere=anywhere).find_mentioned(Hat, name)
+
+    def test_a_name_and_a_name_in_a_subfolder_are_found(self, served, root):
+        (root / "hats" / "old").mkdir(parents=True)
+        (root / "hats" / "old" / "top.hat").write_text("top")
+        for name in ("top", "old/top"):
+            assert served.find_mentioned(Hat, name).read() == b"top"

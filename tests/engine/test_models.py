@@ -173,6 +173,77 @@ def test_models_and_values_compete_for_one_budget(pool):
     assert values.size == 0
 
 
+@dataclass(frozen=True)
+class Patched(ModelRef[Module]):
+    """Another module on the tensors of one, with some of its own."""
+
+    name: str
+    size: int = 2
+    of: Ref = Ref("unet")
+    broken: bool = False
+
+    @property
+    def base(self):
+        return self.of
+
+    def load(self, files, place):
+        raise AssertionError("it is made of its base")
+
+    def patched(self, module, files, place):
+        LOADED.append((f"{self.name} on {module.name}", place))
+        if self.broken:
+            raise FileChanged(f"{self.name} changed")
+        return Module(self.name)
+
+    def module_bytes(self, module):
+        return self.size
+
+
+class TestPatched:
+    def test_it_is_made_of_its_base_which_is_loaded_once_for_all(self, pool):
+        for name in ("lora", "other", "lora"):
+            pool.acquire(Patched(name), "gpu")
+        pool.acquire(Ref("unet"), "gpu")
+        assert LOADED == [("unet", "gpu"), ("lora on unet", "gpu"), ("other on unet", "gpu")]
+
+    def test_only_its_own_bytes_come_on_top(self, pool):
+        pool.acquire(Patched("lora"), "gpu")
+        assert pool.held() == 12
+
+    def test_its_base_stays_as_long_as_it_does(self, pool):
+        pool.acquire(Patched("lora"), "gpu")
+        assert (pool.cheapest(), pool.give_up()) == (None, 0)
+        pool.release(Patched("lora"))
+        assert (pool.give_up(), pool.give_up(), pool.give_up()) == (2, 10, 0)
+
+    def test_a_base_that_is_held_alone_outlives_it(self, pool):
+        pool.acquire(Patched("lora"), "gpu")
+        pool.acquire(Ref("unet"), "gpu")
+        pool.release(Patched("lora"))
+        assert pool._ledger.free_everything() == 2
+        pool.release(Ref("unet"))
+        assert pool._ledger.free_everything() == 10
+
+    def test_a_base_may_have_a_base(self, pool):
+        pool.acquire(Patched("skipping", size=0, of=Patched("lora")), "gpu")
+        assert loaded() == ["unet", "lora on unet", "skipping on lora"]
+        pool.release(Patched("skipping", size=0, of=Patched("lora")))
+        assert (pool.held(), pool._ledger.free_everything(), pool.held()) == (12, 12, 0)
+
+    def test_when_bytes_are_wanted_it_goes_before_a_base_that_others_use(self, pool):
+        use(pool, "unet")
+        for name in ("one", "two", "three"):
+            pool.acquire(Patched(name, size=6), "gpu")
+            pool.release(Patched(name, size=6))
+        use(pool, "unet")
+        assert loaded() == ["unet", "one on unet", "two on unet", "three on unet"]
+
+    def test_one_that_cannot_be_made_lets_go_of_its_base(self, pool):
+        with pytest.raises(FileChanged, match="lora changed"):
+            pool.acquire(Patched("lora", broken=True), "gpu")
+        assert pool._ledger.free_everything() == 10
+
+
 class TestContext:
     def test_a_node_holds_its_models_until_it_returns(self, pool):
         context = Context(device="gpu", models=pool)

@@ -172,10 +172,16 @@ class TestText:
             (Literal[1, 2], "1", 1),
             (Mode, "add", "add"),
             (list[int], "[1, 2]", [1, 2]),
+            (list[str], '["a, b"]', ["a, b"]),
+            (list[str], 'a, "b, c"', ["a", "b, c"]),
+            (list[str], "", []),
             (int | None, "null", None),
             (str | None, "7", "7"),
             (File, "7.png", "7.png"),
             (File, "7", "7"),
+            (File, "null", "null"),
+            (File | None, "null", None),
+            (File | None, "7", "7"),
         ],
     )
     def test_a_text_is_read_as_the_parameter_needs_it(self, kind, text, meant):
@@ -275,6 +281,11 @@ class TestKinds:
         assert made.file is File
         assert made.parsed_default == Parsed(None, None)
         assert made.parse("fox.png").value == "fox.png"
+
+    def test_the_default_of_a_file_is_written_as_its_name(self, tmp_path):
+        made = param(File, File("fox.png", tmp_path, b""))
+        assert made.parsed_default == Parsed("fox.png", "fox.png")
+        assert made.schema == {"type": "string", "default": "fox.png"}
 
     def test_a_file_is_a_name_and_nothing_else(self):
         assert "valid string" in refusal(File, {"name": "a", "path": "/etc/passwd", "digest": ""})

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import REGISTRY, Blob, graph
+from toys import REGISTRY, Blob, Poem, graph
 
 from engine import program as programs
 from engine.errors import GraphError
@@ -353,6 +353,11 @@ class TestLiterals:
         assert (made.files, made.values["source"]) == ({}, None)
         made = compiled(graph({}, {"t": ("test.takes", {"required": 1, "source": "a"})})).steps[0]
         assert (made.files, "source" in made.values) == ({"source": (File, "a")}, False)
+
+    def test_a_text_that_mentions_files_is_a_value_and_part_of_the_head_as_well(self):
+        one, other = (compiled(graph({}, {"a": ("toy.recite", {"poem": text})})).steps[0] for text in ("fox", "owl"))
+        assert (one.files, one.values, one.canonical) == ({"poem": (Poem, "fox")}, {"poem": "fox"}, {"poem": "fox"})
+        assert one.head != other.head
 
     def test_a_literal_that_asks_for_a_fresh_value_is_unsettled(self):
         fresh = Fresh(when=-1, below=100)

@@ -216,6 +216,49 @@ class TestFiles:
         LOG.clear()
         assert ran(house.run(self.loading())) == []
 
+    @pytest.fixture
+    def books(self, tmp_path):
+        (tmp_path / "books").mkdir()
+        (tmp_path / "books" / "fox.txt").write_text("fox")
+        return tmp_path / "books"
+
+    def reciting(self, poem):
+        return graph({"out": "b"}, {"a": ("toy.recite", {"poem": poem}), "b": ("toy.encode", {}, {"blob": "a"})})
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda books: (books / "fox.txt").write_text("another"),
+            lambda books: (books / "fox.txt").unlink(),
+            lambda books: (books / "owl.txt").write_text("new"),
+        ],
+        ids=["replaced", "gone", "new"],
+    )
+    def test_a_file_that_a_text_mentions_runs_its_dependants_when_it_changes_comes_or_goes(self, files, books, change):
+        house = engine(files=files)
+        house.run(self.reciting("owl fox"))
+        change(books)
+        LOG.clear()
+        result = house.run(self.reciting("owl fox"))
+        assert ran(result) == ["a", "b"]
+        assert result.nodes["a"].reason == "file changed (poem)"
+
+    def test_a_file_that_a_text_does_not_mention_runs_nothing(self, files, books):
+        house = engine(files=files)
+        house.run(self.reciting("fox"))
+        (books / "owl.txt").write_text("new")
+        LOG.clear()
+        assert ran(house.run(self.reciting("fox"))) == []
+
+    def test_another_text_is_another_parameter_even_where_it_mentions_the_same_files(self, files, books):
+        house = engine(files=files)
+        house.run(self.reciting("fox"))
+        LOG.clear()
+        result = house.run(self.reciting("a fox"))
+        assert ran(result) == ["a", "b"]
+        assert result.nodes["a"].reason == "parameter changed (poem: fox → a fox)"
+        assert [part.name for part in result.files["a.poem"].parts] == ["fox"]
+
     def test_a_missing_file_is_refused_before_anything_runs(self, files):
         with pytest.raises(errors.GraphError, match=r"nodes\.a\.params\.source: no file .*did you mean .fox\.txt."):
             engine(files=files).run(self.loading("fix.txt"))

@@ -7,7 +7,8 @@ import pytest
 from toys import REGISTRY, Blob, graph
 
 from engine.errors import GraphError
-from engine.expand import Link, Linked, expand
+from engine.expand import expand
+from engine.flat import Link, Linked
 from engine.graph import MAX_DEPTH, Graph
 from engine.program import compile_graph, validate
 

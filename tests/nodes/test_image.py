@@ -4,6 +4,7 @@ import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFilter
 import pytest
 import torch
 from hypothesis import given
@@ -12,8 +13,15 @@ from hypothesis.extra import numpy as arrays
 
 from engine.errors import FileChanged
 from engine.file import File, Files
-from nodes.image import MAX_PIXELS, batch, composite, contained, covering, crop, load, pick, resize
+from engine.socket import Int
+from nodes import image as pictures
+from nodes.fit import centred, contained, covering
+from nodes.image import MAX_PIXELS, batch, blur, composite, crop, load, load_layer, pick
 from nodes.types import Image, Mask
+
+
+def resize(*arguments, **options):
+    return pictures.resize(*arguments, **options).out
 
 
 def noise(width, height, count=1, seed=0):
@@ -182,6 +190,23 @@ def test_a_file_that_changed_since_the_plan_is_not_loaded(tmp_path):
         load(file)
 
 
+# layers
+
+
+def test_a_layer_keeps_its_own_colours_and_its_opacity(tmp_path):
+    layer = np.array([[(200, 100, 0, 0), (200, 100, 0, 128), (1, 2, 3, 255)]], np.uint8)
+    out, mask = load_layer(saved(tmp_path, PIL.Image.fromarray(layer), "strokes.png"))
+    assert same(out, layer[..., :3])
+    assert mask.data.flatten().tolist() == [0, 128, 255]
+
+
+def test_a_layer_without_transparency_covers_everything(tmp_path):
+    image = noise(3, 2)
+    out, mask = load_layer(saved(tmp_path, image.pil(), "photo.png"))
+    assert torch.equal(out.data, image.data)
+    assert mask.data.min() == 255
+
+
 # resize
 
 
@@ -197,6 +222,21 @@ def test_a_file_that_changed_since_the_plan_is_not_loaded(tmp_path):
 def test_sizes_are_those_of_a1111(size, canvas, cover, contain):
     assert covering(size, canvas) == cover
     assert contained(size, canvas) == contain
+
+
+@pytest.mark.parametrize(
+    ("size", "canvas", "crop_at", "fill_at"),
+    [
+        ((512, 768), (512, 512), (0, -128), (86, 0)),
+        ((640, 427), (512, 512), (-127, 0), (0, 86)),
+        ((512, 512), (1024, 512), (0, -256), (256, 0)),
+        ((5, 5), (8, 5), (0, -2), (2, 0)),
+        ((5, 5), (7, 4), (0, -1), (1, 0)),
+    ],
+)
+def test_overhang_and_bands_lie_where_a1111_puts_them(size, canvas, crop_at, fill_at):
+    assert centred(covering(size, canvas), canvas) == crop_at
+    assert centred(contained(size, canvas), canvas) == fill_at
 
 
 @pytest.mark.parametrize("name", ["lanczos", "bicubic", "bilinear", "nearest", "box"])
@@ -240,10 +280,39 @@ def test_sides_by_factor_are_truncated():
     assert resize(noise(10, 20), factor=1.99).size == (19, 39)
 
 
-@pytest.mark.parametrize("asked", [{}, {"width": 8}, {"height": 8}, {"width": 8, "height": 8, "factor": 2.0}])
+@pytest.mark.parametrize("asked", [{}, {"width": 8}, {"height": 8}])
 def test_both_sides_or_a_factor_must_be_given(asked):
     with pytest.raises(ValueError, match="expected width and height, or factor"):
         resize(noise(4, 4), **asked)
+
+
+def test_a_factor_goes_before_both_sides():
+    assert resize(noise(10, 20), 8, 8, factor=0.5).size == (5, 10)
+    assert resize(noise(10, 20), 8, factor=0.5).size == (5, 10)
+
+
+def test_the_size_that_was_asked_for_comes_out_too():
+    assert pictures.resize(noise(513, 511), factor=0.5)[1:] == (Int(256), Int(255))
+    assert pictures.resize(noise(9, 9), 20, 31, mode="fill", multiple=8)[1:] == (Int(16), Int(24))
+    assert pictures.resize(noise(9, 9), 20, 31, mode="latent", multiple=8)[1:] == (Int(16), Int(24))
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop", "fill"])
+def test_sides_are_rounded_down_to_a_multiple(mode):
+    assert torch.equal(
+        resize(noise(9, 9), 20, 31, mode=mode, multiple=8).data, resize(noise(9, 9), 16, 24, mode=mode).data
+    )
+
+
+def test_a_side_below_the_multiple_is_refused():
+    with pytest.raises(ValueError, match="7 x 64 px, in whole multiples of 8 px, is 0 x 64 px: each side must be 1"):
+        resize(noise(4, 4), 7, 64, multiple=8)
+
+
+def test_for_the_latent_upscale_only_what_no_cell_holds_is_cut():
+    image = noise(37, 18, count=2)
+    assert resize(image, 64, 64, mode="latent") is image
+    assert torch.equal(resize(image, 64, 64, mode="latent", multiple=8).data, image.data[..., :16, :32])
 
 
 def test_a_factor_that_leaves_no_pixel_is_refused():
@@ -261,6 +330,15 @@ def test_each_picture_of_a_batch_is_resized_as_if_alone():
     together = resize(image, 4, 8, mode="fill")
     alone = [resize(pick(image, index), 4, 8, mode="fill").data for index in range(3)]
     assert torch.equal(together.data, torch.cat(alone))
+
+
+# blur
+
+
+def test_blur_is_pillows():
+    image = noise(40, 30)
+    assert same(blur(image, 4.0), np.asarray(image.pil().filter(PIL.ImageFilter.GaussianBlur(4))))
+    assert torch.equal(blur(image, 0.0).data, image.data)
 
 
 # crop
@@ -367,6 +445,8 @@ def test_pick_refuses_an_index_outside_the_batch():
 
 NODES = {
     "resize": lambda image: resize(image, 3, 9, mode="fill"),
+    "resize for the latent": lambda image: resize(image, 3, 9, mode="latent", multiple=2),
+    "blur": blur,
     "crop": lambda image: crop(image, 1, 1, 3, 3),
     "composite": lambda image: composite(image, image, Mask(image.data[:, :1]), 1, 1),
     "batch": lambda image: batch((image, image)),

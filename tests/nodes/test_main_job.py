@@ -10,7 +10,7 @@ from engine.context import CancelToken, Context
 from engine.errors import Cancelled, FileChanged
 from engine.file import Files, ModelFile
 from engine.models import ModelPool
-from nodes import image, mask, model, noise, sample, text, vae
+from nodes import image, latent, mask, model, noise, sample, text, vae
 from nodes.types import Image, Latent, Mask, Noise
 
 
@@ -37,7 +37,7 @@ def parts(files):
 @pytest.fixture(scope="module")
 def prompts(parts, pool):
     context = Context(models=pool)
-    return text.encode(parts.text, context, "smiling face"), text.encode(parts.text, context)
+    return text.encode(parts.text, context, text="smiling face"), text.encode(parts.text, context)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="multiples of 8"):
             vae.encode(parts.vae, Image(torch.zeros(1, 3, 60, 64, dtype=torch.uint8)), context)
         with pytest.raises(ValueError, match="multiples of 8 px, got 64 x 60"):
-            vae.empty(parts.vae, context, 64, 60)
+            latent.empty(parts.vae, context, 64, 60)
 
     def test_a_latent_of_another_space(self, parts, context):
         other = Latent(torch.zeros(1, 16, 8, 8), type(parts.vae.space)(channels=16))

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFilter
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,21 @@ from hypothesis.extra import numpy as arrays
 
 from engine.file import File, Files
 from nodes import image as pictures
-from nodes.mask import blur, combine, ellipse, from_alpha, gaussian, grow, invert, load, rectangle, resize, threshold
+from nodes.mask import (
+    blur,
+    combine,
+    difference,
+    ellipse,
+    from_alpha,
+    gaussian,
+    grow,
+    invert,
+    load,
+    opacity,
+    rectangle,
+    resize,
+    threshold,
+)
 from nodes.types import Image, Mask
 
 GREY = arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -271,6 +286,13 @@ def test_even_grey_stays_even():
     assert torch.equal(blur(mask(np.full((3, 50), 77)), 30.0).data, mask(np.full((3, 50), 77)).data)
 
 
+def test_boxes_blur_as_pillow_does():
+    levels = noise(40, 30)
+    expected = levels.pil().filter(PIL.ImageFilter.GaussianBlur(4))
+    assert np.array_equal(plane(blur(levels, 4.0, "boxes")), np.asarray(expected))
+    assert not np.array_equal(plane(blur(levels, 4.0)), np.asarray(expected))
+
+
 # resize
 
 
@@ -278,12 +300,54 @@ def test_even_grey_stays_even():
 @pytest.mark.parametrize("size", [(9, 14), (21, 6), (7, 7)])
 def test_a_mask_is_resized_as_the_picture_below_it(mode, size):
     levels = noise(12, 8, count=2)
-    below = pictures.resize(Image(levels.data.expand(-1, 3, -1, -1).contiguous()), *size, mode=mode)
+    below = pictures.resize(Image(levels.data.expand(-1, 3, -1, -1).contiguous()), *size, mode=mode).out
     assert torch.equal(resize(levels, *size, mode=mode).data, below.data[:, :1])
 
 
 def test_a_mask_may_be_resized_by_a_factor():
     assert resize(noise(13, 8), factor=0.5).size == (6, 4)
+
+
+def test_below_a_latent_that_is_resized_a_mask_is_stretched_less_what_was_cut_off_the_picture():
+    levels = noise(37, 18)
+    cut = Mask(levels.data[..., :16, :32].contiguous())
+    assert torch.equal(resize(levels, 60, 66, mode="latent", multiple=8).data, resize(cut, 56, 64).data)
+
+
+# opacity
+
+
+@pytest.mark.parametrize(("transparency", "level"), [(0, 255), (25, 191), (49, 130), (50, 127), (100, 0)])
+def test_white_has_the_level_that_a1111_gives_it(transparency, level):
+    assert plane(opacity(mask([255, 0]), 1 - transparency / 100)).tolist() == [[level, 0]]
+
+
+# difference
+
+
+def test_one_level_in_one_channel_is_a_difference():
+    before = Image(torch.full((1, 3, 1, 4), 7, dtype=torch.uint8))
+    after = before.data.clone()
+    for channel in range(3):
+        after[0, channel, 0, channel] = 8 - 2 * (channel == 1)
+    assert plane(difference(before, Image(after))).tolist() == [[255, 255, 255, 0]]
+
+
+def test_a_picture_and_itself_give_a_blank_mask():
+    levels = Image(noise(5, 4).data.expand(-1, 3, -1, -1).contiguous())
+    assert not difference(levels, levels).data.any()
+
+
+def test_pictures_of_other_sizes_have_no_difference():
+    one, other = (Image(torch.zeros(1, 3, *size, dtype=torch.uint8)) for size in ((2, 3), (3, 2)))
+    with pytest.raises(ValueError, match="one size, got 3 x 2 px and 2 x 3 px"):
+        difference(one, other)
+
+
+def test_one_picture_is_compared_with_each_of_a_batch():
+    one, many = (Image(torch.zeros(count, 3, 2, 2, dtype=torch.uint8)) for count in (1, 3))
+    many.data[1] += 1
+    assert difference(one, many).data.amax(dim=(1, 2, 3)).tolist() == [0, 255, 0]
 
 
 # all of them
@@ -297,6 +361,9 @@ NODES = {
     "blur": lambda mask: blur(mask, 2.0),
     "resize": lambda mask: resize(mask, 4, 9, mode="fill"),
     "threshold": threshold,
+    "opacity": lambda mask: opacity(mask, 0.3),
+    "difference": lambda mask: difference(*(Image(part.data.expand(-1, 3, -1, -1)) for part in (mask, blur(mask)))),
+    "blur by boxes": lambda mask: blur(mask, 2.0, "boxes"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -14,7 +15,7 @@ from engine.context import CancelToken, Context
 from engine.errors import Cancelled
 from engine.file import Files, ModelFile
 from engine.models import ModelPool
-from nodes import image, mask, model, noise, text, vae
+from nodes import image, mask, model, noise, repaint, text, vae
 from nodes.sample import sample, sample_many
 from nodes.types import Colours, Conditioning, Image, Latent, Mask, Noise, Unet, UnetModel
 
@@ -40,7 +41,7 @@ def parts(files):
 @pytest.fixture(scope="module")
 def prompts(parts, pool):
     words = {"face": "smiling face", "cat": "a cat " * 60, "none": ""}
-    return {name: text.encode(parts.text, Context(models=pool), prompt) for name, prompt in words.items()}
+    return {name: text.encode(parts.text, Context(models=pool), text=prompt) for name, prompt in words.items()}
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,26 @@ def varied(call, prompts, start):
     ]
 
 
+@pytest.fixture
+def repainted(call, prompts, parts, pool):
+    """Calls that differ in how they keep a part, and in prompts that are joined or change on the way."""
+    soft, area = repaint.soft(1.0, 1.5), mask.blur(mask.ellipse(64, 64, x=8, y=8, w=40, h=40), 6)
+    context = Context(models=pool)
+    changing, joined = (
+        text.encode(parts.text, context, text=words)
+        for words in ("[a cat:smiling face:0.5] [red|blue]", "smiling face :1.2 AND a cat :-0.3")
+    )
+    nothing = prompts["none"]
+    return [
+        call(steps=4, cfg=4.0, negative=nothing, mask=area, round_mask=False),
+        call(steps=5, cfg=3.0, negative=nothing, mask=area, soft=soft, sampler="dpmpp_2m", noise=noise.seeded(2, 2)),
+        call(steps=6, cfg=2.0, positive=changing, negative=nothing, noise=Noise((3,)), sampler="heun"),
+        call(steps=3, cfg=2.5, positive=joined, negative=prompts["cat"], noise=Noise((4,)), mask=area),
+        call(steps=4, cfg=1.0, positive=joined, negative=changing, noise=Noise((5,))),
+        call(steps=3, cfg=1.0),
+    ]
+
+
 def assert_alike(together, alone):
     assert ((together.data - alone.data).norm() / alone.data.norm()).item() < 1e-4
 
@@ -116,6 +137,126 @@ def test_a_call_in_company_comes_out_as_alone(varied):
 def test_a_call_made_through_the_companion_alone_is_the_call_itself_bit_by_bit(varied):
     for arguments in varied:
         assert torch.equal(sample_many([arguments])[0].data, sample(**arguments).data)
+
+
+def test_calls_that_keep_and_say_things_differently_come_out_as_alone(repainted):
+    for together, arguments in zip(sample_many(repainted), repainted, strict=True):
+        together.check()
+        assert_alike(together, sample(**arguments))
+
+
+@dataclass
+class Listening:
+    """A UNet that notes what it is told."""
+
+    unet: object
+    heard: list = field(default_factory=list)
+
+    @property
+    def dtype(self):
+        return self.unet.dtype
+
+    @property
+    def config(self):
+        return self.unet.config
+
+    def __call__(self, sample, timestep, encoder_hidden_states, **options):
+        self.heard.append(encoder_hidden_states)
+        return self.unet(sample, timestep, encoder_hidden_states, **options)
+
+
+@pytest.fixture
+def listening(pool, parts):
+    """Give a UNet that notes what it is told, and a context that knows only this one."""
+    real = Context(models=pool).model(parts.unet)
+    unet = Listening(real.unet)
+    return unet, Context(models=Shelf({parts.unet: UnetModel(unet, real.table)}))
+
+
+class TestPrompts:
+    @pytest.fixture
+    def said(self, parts, pool):
+        return lambda words: text.encode(parts.text, Context(models=pool), text=words)
+
+    @pytest.mark.parametrize("plan", [("euler", 10, 6), ("heun", 10, 11), ("euler", 4, 3)])
+    def test_an_edited_prompt_changes_after_the_call_that_the_webui_would_change_it_after(
+        self, call, said, listening, plan
+    ):
+        """[a:b:0.5] shows a up to and including call 0.5 * steps; a second-order sampler counts twice as many."""
+        (sampler, steps, cats), (unet, context) = plan, listening
+        edited, cat, face = said("[a cat:smiling face:0.5]"), said("a cat"), said("smiling face")
+        sample(**call(context=context, positive=edited, sampler=sampler, steps=steps))
+        heard = ["cat" if torch.equal(one, cat.data) else "face" for one in unet.heard]
+        assert heard == ["cat"] * cats + ["face"] * (len(heard) - cats)
+        assert torch.equal(unet.heard[-1], face.data)
+
+    def test_joined_prompts_are_the_formula(self, call, said, listening):
+        """One step onto sigma 0 returns what is predicted, so results combine as predictions do."""
+        step = {"steps": 1, "denoise": 0.5, "sampler": "euler"}
+        nothing, cat, face = (sample(**call(**step, positive=said(words))).data for words in ("", "a cat", "face"))
+        joined = call(**step, cfg=3.0, positive=said("a cat :0.7 AND face :-0.2"), negative=said(""))
+        expected = nothing + 0.7 * 3 * (cat - nothing) - 0.2 * 3 * (face - nothing)
+        torch.testing.assert_close(sample(**joined).data, expected, rtol=1e-3, atol=1e-3)
+
+    @pytest.mark.parametrize(
+        ("words", "weights"), [("a cat AND face", "1, 1"), ("a cat :1.5", "1.5"), ("a cat:0.2 AND face", "0.2, 1")]
+    )
+    def test_weighed_prompts_without_a_negative_are_refused(self, call, said, words, weights):
+        with pytest.raises(ValueError, match=f"the weights {weights} are weighed against a negative one: link `negat"):
+            sample(**call(positive=said(words)))
+
+    def test_a_unet_whose_blocks_name_their_widths_takes_any_of_them(self, call, listening):
+        unet, context = listening
+        unet.unet = Configured(unet.unet, cross_attention_dim=(128, 128, 128))
+        assert_alike(sample(**call(context=context)), sample(**call()))
+        with pytest.raises(ValueError, match="the conditioning is 1 x 77 x 9, this UNet takes 1 x tokens x 128;"):
+            sample(**call(context=context, positive=Conditioning(torch.zeros(1, 77, 9))))
+
+
+class Configured:
+    """A UNet with another config."""
+
+    def __init__(self, unet, **changed):
+        self.unet, self.dtype = unet, unet.dtype
+        self.config = SimpleNamespace(**{**unet.config, **changed})
+
+    def __call__(self, *given, **options):
+        return self.unet(*given, **options)
+
+
+class TestGreyMasks:
+    @pytest.fixture
+    def grey(self):
+        return Mask(torch.full((1, 1, 64, 64), 100, dtype=torch.uint8))
+
+    def test_a_grey_mask_is_rounded_unless_told_otherwise(self, call, start, grey):
+        assert torch.equal(sample(**call(mask=grey)).data, start.data)
+        assert not torch.allclose(sample(**call(mask=grey, round_mask=False)).data, start.data, atol=0.05)
+
+    def test_an_unrounded_mask_mixes_by_its_level(self, call, start, grey):
+        """One step onto sigma 0 returns what is predicted, blended; and is blended once more at the end."""
+        step = {"steps": 1, "denoise": 0.5}
+        mixed, share = sample(**call(**step, mask=grey, round_mask=False)).data, (100 / 255) ** 2
+        expected = start.data + share * (sample(**call(**step)).data - start.data)
+        torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-4)
+
+    def test_a_soft_mask_is_not_rounded(self, call, start, grey):
+        soft = sample(**call(mask=grey, soft=repaint.soft())).data
+        assert torch.equal(soft, sample(**call(mask=grey, soft=repaint.soft(), round_mask=False)).data)
+        assert not torch.allclose(soft, start.data, atol=0.05)
+
+    def test_soft_inpainting_under_a_white_mask_is_plain_sampling_and_under_a_black_one_none(self, call, start):
+        white, black = (Mask(torch.full((1, 1, 64, 64), level, dtype=torch.uint8)) for level in (255, 0))
+        plain, painted, kept = (
+            sample(**call(**options)).data
+            for options in ({}, {"mask": white, "soft": repaint.soft()}, {"mask": black, "soft": repaint.soft()})
+        )
+        torch.testing.assert_close(painted, plain, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(kept, start.data, rtol=1e-3, atol=1e-3)
+
+    def test_soft_inpainting_needs_a_mask(self, call):
+        with pytest.raises(ValueError, match="link `mask`, or take the link of `soft` away"):
+            sample(**call(soft=repaint.soft()))
 
 
 def test_no_result_keeps_the_memory_of_its_company(call):
@@ -225,12 +366,15 @@ class Shelf:
     """Models by their references, instead of a pool."""
 
     models: dict
+    names: dict = field(default_factory=dict)
+    log: list = field(default_factory=list)
 
     def acquire(self, ref, place):
+        self.log.append(f"+{self.names.get(ref)}")
         return self.models[ref]
 
     def release(self, ref):
-        pass
+        self.log.append(f"-{self.names.get(ref)}")
 
 
 @dataclass
@@ -272,16 +416,44 @@ def test_what_a_unet_call_raises_passes_for_all(call, fragile):
     assert [type(one) for one in sample_many([call(context=Context(models=shelf)) for _ in range(2)])] == [Latent] * 2
 
 
-def test_models_share_rounds_but_no_unet_calls(call, fragile, parts):
-    unet, shelf = fragile
-    witnesses = [Witness(shelf) for _ in range(4)]
-    other = Unet(parts.unet.digest, "float32")
-    refs = [parts.unet, other, parts.unet, other]
-    results = sample_many([call(witness=each, unet=ref) for each, ref in zip(witnesses, refs, strict=True)])
-    assert unet.calls == [2, 2, 2]
-    assert [len(each.taken) for each in witnesses] == [3, 3, 0, 0]
-    for result in results:
-        assert_alike(result, sample(**call()))
+class TestCallsOfSeveralModels:
+    @pytest.fixture
+    def shelf(self, fragile, parts):
+        """A model and another one by name, and a log of who is asked for and given back."""
+        _, shelf = fragile
+        other = Unet(parts.unet.digest, "float32")
+        shelf.names = {parts.unet: "a", other: "b"}
+        return shelf
+
+    @pytest.fixture
+    def calls(self, call, shelf):
+        def mixed(**options):
+            return [call(context=Context(models=shelf), unet=ref, **options) for ref in list(shelf.names) * 2]
+
+        return mixed
+
+    def test_each_model_is_brought_to_its_end_and_given_back_before_the_next_is_asked_for(self, calls, shelf, fragile):
+        unet, _ = fragile
+        results = sample_many(calls())
+        assert shelf.log == ["+a", "+a", "-a", "-a", "+b", "+b", "-b", "-b"]
+        assert unet.calls == [2, 2, 2]
+        for result in results:
+            assert_alike(result, sample(**calls()[0]))
+
+    def test_results_stand_in_the_order_of_the_calls(self, calls):
+        given = calls()
+        for number, each in enumerate(given):
+            each["noise"] = Noise((number,))
+        for result, each in zip(sample_many(given), given, strict=True):
+            assert_alike(result, sample(**each))
+
+    def test_what_ends_a_call_of_one_model_ends_no_other(self, calls, shelf, pool):
+        given = calls()
+        given[0]["mask"] = mask.rectangle(8, 8, x=0, y=0, w=8, h=8)
+        given[1]["context"] = Witness(shelf, until=1).context()
+        results = sample_many(given)
+        assert [type(result) for result in results] == [ValueError, Cancelled, Latent, Latent]
+        assert shelf.log == ["+a", "+a", "-a", "-a", "+b", "+b", "-b", "-b"]
 
 
 class TestPreviews:
@@ -313,7 +485,7 @@ class TestPreviews:
 
     def test_the_last_preview_is_the_result_in_small(self, call, parts, pool):
         with PIL.Image.open(PHOTO) as photo:
-            picture = image.resize(Image.of(photo), width=128, height=128, mode="crop")
+            picture = image.resize(Image.of(photo), width=128, height=128, mode="crop").out
         latent = vae.encode(parts.vae, picture, Context(models=pool))
         witness = Witness(pool)
         sample(**call(context=witness.context(looks=True), latent=latent, denoise=0.1))

@@ -13,7 +13,7 @@ from hypothesis.errors import Flaky
 from oracle import check, scripts
 
 import engine.plan
-from engine import expand, program
+from engine import expand, program, sweep
 from engine.digest import digest, encode
 from engine.engine import Engine
 from engine.errors import RunFailed
@@ -98,6 +98,20 @@ def trusts_names():
     return patch.object(Survey, "_key", key)
 
 
+def forgets_what_a_text_mentions():
+    """The key knows a text by its words, not by the files that it mentions."""
+    original = Survey._key
+
+    def key(self, step, mark):
+        files = mark.files
+        mark.files = {name: found for name, found in files.items() if not found.literal_counts}
+        known = original(self, step, mark)
+        mark.files = files
+        return known
+
+    return patch.object(Survey, "_key", key)
+
+
 def ignores_types_of_content():
     """Values of different classes share identities."""
     return patch.object(Socket, "identity", lambda value: digest(str(value.pack().meta)[:12]))
@@ -105,8 +119,27 @@ def ignores_types_of_content():
 
 def links_every_cell_to_the_first():
     """In a sweep, a node that takes an axis is fed from the first value on it."""
-    original = expand._Sweep._link
-    return patch.object(expand._Sweep, "_link", lambda sweep, link, cell: original(sweep, link, dict.fromkeys(cell, 0)))
+    original = sweep._Sweep.at
+    return patch.object(sweep._Sweep, "at", lambda self, link, place: original(self, link, dict.fromkeys(place, 0)))
+
+
+def counts_along_one_axis_only():
+    """In a sweep, a number that counts up forgets all axes but the first."""
+    original = sweep._Count.value
+
+    def value(self, place, given):
+        first = next(iter(self.strides))
+        return original(self, {axis: index * (axis == first) for axis, index in place.items()}, given)
+
+    return patch.object(sweep._Count, "value", value)
+
+
+def mixes_up_the_pictures_of_a_batch():
+    """In a sweep, the first picture of a batch is called the last."""
+    original = sweep._Output.pictures.func
+    names = cached_property(lambda self: original(self)[::-1])
+    names.__set_name__(sweep._Output, "pictures")
+    return patch.object(sweep._Output, "pictures", names)
 
 
 def forgets_what_the_outer_graph_sets():
@@ -166,12 +199,15 @@ MISTAKES = [
     takes_what_another_run_made_by_node_id,
     recalls_by_node_ids,
     links_every_cell_to_the_first,
+    counts_along_one_axis_only,
+    mixes_up_the_pictures_of_a_batch,
     forgets_what_the_outer_graph_sets,
     forgets_a_parameter,
     forgets_the_order_of_a_list,
     forgets_which_input,
     forgets_which_output,
     trusts_names,
+    forgets_what_a_text_mentions,
     ignores_types_of_content,
 ]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nodes.diffusion import load
-from nodes.diffusion.schedule import NoiseSchedule
+from nodes.diffusion.table import NoiseSchedule
 
 POCKET = Path(__file__).parents[3] / "pocket" / "model"
 

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -9,7 +10,8 @@ from nodes.diffusion.drive import drive
 from nodes.diffusion.guidance import Denoiser, Guidance, Question, Repaint, guided
 from nodes.diffusion.noise import Streams, draw
 from nodes.diffusion.sampler import SAMPLERS, euler, heun
-from nodes.diffusion.schedule import NoiseSchedule, karras, normal
+from nodes.diffusion.schedule import karras, normal
+from nodes.diffusion.table import NoiseSchedule
 
 DEVIATION = 0.7
 
@@ -79,6 +81,156 @@ def test_both_sides_of_the_guidance_share_a_call(gaussian):
 def test_at_cfg_one_the_negative_is_not_asked(gaussian):
     ask(gaussian, Question(latents(), 3.0, Guidance(conditioning(1), conditioning(-1), cfg=1)))
     assert gaussian.calls == [((1, 4, 8, 8), 77)]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A prompt that says at each call what a function says."""
+
+    says: Callable
+
+    def at(self, call, calls):
+        return self.says(call, calls)
+
+
+def joined(*parts):
+    return Spoken(lambda *_: parts)
+
+
+def test_joined_prompts_each_lead_away_from_the_negative_by_their_weight(gaussian):
+    x = latents(count=2) * 3
+    words = joined((0.7, conditioning(1)), (-0.4, conditioning(2)))
+    [clean] = ask(gaussian, Question(x, 3.0, Guidance(words, conditioning(-1), cfg=5.0)))
+    low, one, two = (posterior(x, 3.0, mean) for mean in (-1.0, 1.0, 2.0))
+    torch.testing.assert_close(clean, low + 0.7 * 5 * (one - low) - 0.4 * 5 * (two - low), rtol=1e-4, atol=1e-4)
+    assert gaussian.calls == [((6, 4, 8, 8), 77)]
+
+
+def test_a_lone_part_of_weight_one_is_the_plain_conditioning_bit_by_bit(gaussian):
+    x = latents() * 3
+    plain, scheduled = (
+        ask(gaussian, Question(x, 3.0, Guidance(positive, conditioning(-1), cfg=5.0)))[0]
+        for positive in (conditioning(1), joined((1.0, conditioning(1))))
+    )
+    assert torch.equal(plain, scheduled)
+
+
+@pytest.mark.parametrize(("cfg", "weight", "latents_asked"), [(1.0, 1.0, 1), (4.0, 0.25, 1), (1.0, 1.5, 2)])
+def test_the_negative_is_asked_unless_a_lone_part_counts_once(gaussian, cfg, weight, latents_asked):
+    [clean] = ask(
+        gaussian, Question(latents(), 3.0, Guidance(joined((weight, conditioning(1))), conditioning(-1), cfg))
+    )
+    assert gaussian.calls == [((latents_asked, 4, 8, 8), 77)]
+    low, high = posterior(latents(), 3.0, -1.0), posterior(latents(), 3.0, 1.0)
+    torch.testing.assert_close(clean, low + cfg * weight * (high - low), rtol=1e-4, atol=1e-4)
+
+
+def test_joined_prompts_need_a_negative_even_at_cfg_one(gaussian):
+    words = joined((1.0, conditioning(1)), (1.0, conditioning(2)))
+    with pytest.raises(ValueError, match=r"only cfg 1 needs none, and the positive has the weights \[1.0, 1.0\]"):
+        Guidance(words)
+    [clean] = ask(gaussian, Question(latents(), 3.0, Guidance(words, conditioning(0))))
+    low, one, two = (posterior(latents(), 3.0, mean) for mean in (0.0, 1.0, 2.0))
+    torch.testing.assert_close(clean, one + two - low, rtol=1e-4, atol=1e-4)
+
+
+def test_joined_negatives_count_as_their_weighted_mean(gaussian):
+    against = joined((3.0, conditioning(-1)), (1.0, conditioning(1)))
+    [clean] = ask(gaussian, Question(latents(), 3.0, Guidance(conditioning(2), against, cfg=2.0)))
+    low, high = posterior(latents(), 3.0, -0.5), posterior(latents(), 3.0, 2.0)
+    torch.testing.assert_close(clean, low + 2 * (high - low), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="expected weights whose sum is not 0"):
+        Guidance(conditioning(2), joined((1.0, conditioning(-1)), (-1.0, conditioning(1))), cfg=2.0)
+
+
+def test_what_is_asked_twice_in_one_call_is_computed_once(gaussian):
+    said = torch.cat([conditioning(1), conditioning(-1)])
+    words = joined((0.5, said[:1]), (0.25, said[1:]), (0.5, said[:1]))
+    [clean] = ask(gaussian, Question(latents(), 3.0, Guidance(words, joined((1.0, said[1:])), cfg=2.0)))
+    assert gaussian.calls == [((2, 4, 8, 8), 77)]
+    low, high = posterior(latents(), 3.0, -1.0), posterior(latents(), 3.0, 1.0)
+    torch.testing.assert_close(clean, low + 2 * (high - low), rtol=1e-4, atol=1e-4)
+
+
+def test_runs_that_ask_the_same_of_one_conditioning_are_computed_each(gaussian):
+    shared = conditioning(1)
+    first, second = ask(gaussian, *(Question(latents(seed), 3.0, Guidance(shared)) for seed in (1, 2)))
+    assert gaussian.calls == [((2, 4, 8, 8), 77)]
+    assert not torch.equal(first, second)
+
+
+def test_a_scheduled_prompt_hears_the_number_of_each_call(gaussian, table):
+    heard = []
+
+    def says(call, calls):
+        heard.append((call, calls))
+        return ((1.0, conditioning(1 if call <= 1 else -1)),)
+
+    guidance = Guidance(Spoken(says))
+    heard.clear()
+    x, asked = latents() * 3, []
+
+    def noted(questions):
+        asked.extend(questions)
+        return ask(gaussian, *questions)
+
+    drive([guided(euler(x, [3.0, 2.0, 1.0, 0.0], None), guidance, 20)], noted)
+    assert heard == [(0, 20), (1, 20), (2, 20)]
+    for question, mean in zip(asked, (1.0, 1.0, -1.0), strict=True):
+        [clean] = ask(gaussian, question)
+        torch.testing.assert_close(clean, posterior(question.x, question.sigma, mean), rtol=1e-4, atol=1e-4)
+
+
+def test_joined_prompts_of_different_lengths_share_a_call_by_repetition(gaussian):
+    words = joined((1.0, conditioning(1, 154)), (1.0, conditioning(2, 231)))
+    [clean] = ask(gaussian, Question(latents(), 3.0, Guidance(words, conditioning(0), cfg=2.0)))
+    assert gaussian.calls == [((3, 4, 8, 8), 462)]
+    low, one, two = (posterior(latents(), 3.0, mean) for mean in (0.0, 1.0, 2.0))
+    torch.testing.assert_close(clean, low + 2 * (one - low) + 2 * (two - low), rtol=1e-4, atol=1e-4)
+
+
+@dataclass
+class WideUNet:
+    """Predicts the mean of each latent's channels beyond the fourth as its noise; keeps what it was given."""
+
+    table: NoiseSchedule
+    dtype: torch.dtype = torch.float32
+    given: list = field(default_factory=list)
+
+    def __call__(self, sample, timestep, encoder_hidden_states, *, return_dict):
+        self.given.append(sample)
+        return (sample[:, 4:].mean((1, 2, 3), keepdim=True).expand(-1, 4, *sample.shape[2:]),)
+
+
+def test_concatenated_channels_stand_after_the_scaled_latent_as_they_are(table):
+    unet, x, concat = WideUNet(table), latents(count=2) * 3, torch.arange(5.0)[None, :, None, None].expand(1, 5, 8, 8)
+    [clean] = ask(unet, Question(x, 3.0, Guidance(conditioning(1), conditioning(0), cfg=2.0, concat=concat)))
+    [given] = unet.given
+    torch.testing.assert_close(given[:, :4], (x / 10**0.5).repeat(2, 1, 1, 1))
+    assert torch.equal(given[:, 4:], concat.expand(4, -1, -1, -1))
+    torch.testing.assert_close(clean, x - 3.0 * 2.0)
+
+
+def test_questions_with_different_concatenations_share_a_call(table):
+    concats = [torch.full((count, 5, 8, 8), float(count)) for count in (1, 2)]
+    questions = [
+        Question(latents(count, 2) * 3, 3.0, Guidance(conditioning(1), concat=concat))
+        for count, concat in enumerate(concats)
+    ]
+    unet = WideUNet(table)
+    together = ask(unet, *questions)
+    assert [given.shape for given in unet.given] == [(4, 9, 8, 8)]
+    for question, clean in zip(questions, together, strict=True):
+        torch.testing.assert_close(clean, ask(unet, question)[0])
+
+
+def test_a_split_batch_takes_its_concatenations_along(table):
+    concat = torch.arange(3.0)[:, None, None, None].expand(3, 5, 8, 8)
+    question = Question(latents(count=3), 2.0, Guidance(conditioning(1), concat=concat))
+    unet = WideUNet(table)
+    [split] = ask(unet, question, batch=2)
+    assert [len(given) for given in unet.given] == [2, 1]
+    torch.testing.assert_close(split, ask(unet, question)[0])
 
 
 def test_questions_of_different_levels_cfgs_and_sizes_of_batch_share_a_call(gaussian):

@@ -69,7 +69,7 @@ def test_a_missing_folder_is_named(part, tmp_path):
     ("part", "file", "changed", "problem"),
     [
         ("unet", "unet/config.json", {"_class_name": "SD3Transformer2DModel"}, "UNet2DConditionModel, found 'SD3Tr"),
-        ("unet", "unet/config.json", {"in_channels": 9}, "found 9 in and 4 out: inpainting models are not supported"),
+        ("unet", "unet/config.json", {"in_channels": 8}, "for inpainting twice as many and one, found 8 in and 4 out"),
         ("unet", "unet/config.json", {"addition_embed_type": "text_time"}, "'text_time': SDXL is not supported"),
         ("vae", "vae/config.json", {"_class_name": "AutoencoderTiny"}, "AutoencoderKL, found 'AutoencoderTiny'"),
         ("vae", "vae/config.json", {"latents_mean": [0.0]}, "latents_mean null"),
@@ -85,6 +85,31 @@ def test_an_unsupported_config_is_named(part, file, changed, problem, model):
     with pytest.raises(LoadError, match=problem) as refused:
         getattr(load, part)(model)
     assert refused.value.path == model / file
+
+
+def test_an_inpainting_unet_takes_more_channels_than_it_gives(model):
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_in.weight"] = tensors["conv_in.weight"].repeat(1, 3, 1, 1)[:, :9].contiguous()
+    save_file(tensors, weights)
+    edit(model / "unet" / "config.json", in_channels=9)
+    unet = load.unet(model)
+    with torch.no_grad():
+        assert unet(torch.zeros(1, 9, 8, 8), 5, torch.zeros(1, 77, 128)).sample.shape == (1, 4, 8, 8)
+    assert load.unet_inputs(model) == 9
+
+
+def test_a_vae_may_stand_alone(model):
+    expected = load.vae(model).state_dict()
+    alone = (model / "vae").rename(model.parent / "alone")
+    assert load.latent_space(alone) == {"channels": 4, "downscale": 8, "scaling": 0.18215, "shift": 0.0}
+    assert all(torch.equal(expected[name], weight) for name, weight in load.vae(alone).state_dict().items())
+
+
+def test_a_vae_in_one_file_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "vae.safetensors").write_bytes(b"")
+    with pytest.raises(LoadError, match=r"a VAE's folder in diffusers layout, found a file.*AutoencoderKL.from_single"):
+        load.vae(tmp_path / "vae.safetensors")
 
 
 @pytest.mark.parametrize(("content", "problem"), [("{", "expected JSON"), ("[]", "expected a JSON object, found list")])

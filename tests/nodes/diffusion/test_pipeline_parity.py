@@ -11,7 +11,8 @@ from nodes.diffusion.drive import drive
 from nodes.diffusion.guidance import Denoiser, Guidance, Repaint, guided
 from nodes.diffusion.noise import draw
 from nodes.diffusion.sampler import euler
-from nodes.diffusion.schedule import NoiseSchedule, karras
+from nodes.diffusion.schedule import karras
+from nodes.diffusion.table import NoiseSchedule
 from nodes.diffusion.vae import decode, encode
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers and numpy 2

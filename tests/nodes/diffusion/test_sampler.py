@@ -1,4 +1,3 @@
-from functools import partial
 from itertools import pairwise
 from math import sqrt
 
@@ -8,10 +7,20 @@ import torch
 from scipy.integrate import solve_ivp
 
 from nodes.diffusion.drive import drive
-from nodes.diffusion.sampler import SAMPLERS, ddim, dpmpp_2m, euler, euler_ancestral, heun
-from nodes.diffusion.schedule import karras
+from nodes.diffusion.flow import restart_way
+from nodes.diffusion.sampler import LABELS, SAMPLERS, evaluations
+from nodes.diffusion.schedule import SCHEDULES, karras
+from nodes.diffusion.step import Churn
 
 FIRST, LAST = 14.6, 0.05
+FIRST_ORDER = ("euler", "euler_ancestral", "ddim", "heunpp2", "gradient_estimation")
+SECOND_ORDER = (
+    *("heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "restart", "plms", "ipndm"),
+    *("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "res_multistep"),
+)
+HIGHER_ORDER = ("lms", "deis", "uni_pc", "uni_pc_bh2", "dpmpp_3m_sde", "dpm_fast")
+ALWAYS_NOISY = ("lcm", "ddpm")
+ENDS_EARLY = ("dpm_fast", "dpm_adaptive")
 START = torch.tensor([-20.0, -9.0, 3.0, 8.0, 21.0], dtype=torch.float64)
 
 
@@ -19,8 +28,9 @@ def levels(steps, *, rho=7.0):
     return (np.linspace(FIRST ** (1 / rho), LAST ** (1 / rho), steps + 1) ** rho).tolist()
 
 
-def sample(sampler, model, x, sigmas, noise=None):
-    [result] = drive([sampler(x, sigmas, noise)], lambda questions: [model(*question) for question in questions])
+def sample(name, model, x, sigmas, noise=None, **options):
+    run = SAMPLERS[name](x, sigmas, noise, **options)
+    [result] = drive([run], lambda questions: [model(*question) for question in questions])
     return result
 
 
@@ -40,102 +50,281 @@ def truth(mixture):
     return torch.from_numpy(flow.y[:, -1])
 
 
-@pytest.mark.parametrize(("sampler", "steps"), [(euler, 12_000), (ddim, 12_000), (heun, 200), (dpmpp_2m, 200)])
-def test_deterministic_samplers_converge_to_the_probability_flow(sampler, steps, mixture, truth):
-    assert error(sample(sampler, mixture.denoised, START, levels(steps)), truth) < 1e-4
+def test_every_sampler_has_its_place_in_these_tests():
+    placed = {*FIRST_ORDER, *SECOND_ORDER, *HIGHER_ORDER, *ALWAYS_NOISY, "dpm_adaptive"}
+    assert placed == set(SAMPLERS)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (ddim, 1), (heun, 2), (dpmpp_2m, 2)])
+@pytest.mark.parametrize(
+    ("order", "name"), [*((1, name) for name in FIRST_ORDER), *((2, name) for name in SECOND_ORDER)]
+)
 @pytest.mark.parametrize("rho", [7.0, 3.0])
-def test_halving_the_steps_lowers_the_error_by_the_samplers_order(sampler, order, rho, mixture, truth):
+def test_halving_the_steps_lowers_the_error_by_the_samplers_order(order, name, rho, mixture, truth):
     coarse, fine = (
-        error(sample(sampler, mixture.denoised, START, levels(steps, rho=rho)), truth) for steps in (200, 400)
+        error(sample(name, mixture.denoised, START, levels(steps, rho=rho), eta=0.0), truth) for steps in (80, 160)
     )
     assert coarse / fine == pytest.approx(2**order, rel=0.1)
 
 
-@pytest.mark.parametrize(("sampler", "steps"), [(euler, 12_000), (ddim, 12_000), (heun, 400), (dpmpp_2m, 400)])
-def test_a_gaussian_is_carried_to_its_closed_form(sampler, steps):
+@pytest.mark.parametrize("name", HIGHER_ORDER)
+@pytest.mark.parametrize("rho", [7.0, 3.0])
+def test_higher_orders_come_nearer_in_as_many_steps(name, rho, mixture, truth):
+    assert error(sample(name, mixture.denoised, START, levels(50, rho=rho), eta=0.0), truth) < 2e-4
+
+
+@pytest.mark.parametrize("name", [*SECOND_ORDER, *HIGHER_ORDER])
+def test_deterministic_samplers_converge_to_the_probability_flow(name, mixture, truth):
+    assert error(sample(name, mixture.denoised, START, levels(250), eta=0.0), truth) < 1e-4
+
+
+def test_the_adaptive_sampler_keeps_to_its_tolerance(mixture, truth):
+    asked = []
+
+    def model(x, sigma):
+        asked.append(sigma)
+        return mixture.denoised(x, sigma)
+
+    assert error(sample("dpm_adaptive", model, START, levels(10), eta=0.0), truth) < 0.05
+    assert len(asked) < 100
+
+
+@pytest.mark.parametrize("name", sorted({*SAMPLERS} - {*ALWAYS_NOISY, *FIRST_ORDER, "dpm_adaptive"}))
+def test_a_gaussian_is_carried_to_its_closed_form(name):
     """For N(1, 2 ** 2) the flow keeps x - 1 in proportion to sqrt(2 ** 2 + sigma ** 2)."""
-    result = sample(sampler, lambda x, sigma: (4 * x + sigma**2) / (4 + sigma**2), START, levels(steps))
+    result = sample(name, lambda x, sigma: (4 * x + sigma**2) / (4 + sigma**2), START, levels(200), eta=0.0)
     truth = 1 + (START - 1) * sqrt(4 + LAST**2) / sqrt(4 + FIRST**2)
-    assert error(result, truth) < 1e-4
+    assert error(result, truth) < 1.5e-4
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_step_onto_zero_returns_the_denoised_latent(name, mixture):
-    result = sample(SAMPLERS[name], mixture.denoised, START, [0.5, 0.0])
+def test_a_step_from_one_level_onto_zero_returns_the_denoised_latent(name, mixture):
+    result = sample(name, mixture.denoised, START, [0.5, 0.0])
     torch.testing.assert_close(result, mixture.denoised(START, 0.5))
+
+
+@pytest.mark.parametrize("name", sorted({*SAMPLERS} - {*ENDS_EARLY, "lms"}))
+def test_every_run_onto_zero_ends_with_the_last_answer(name, mixture, table):
+    answers = []
+
+    def model(x, sigma):
+        answers.append(mixture.denoised(x, sigma))
+        return answers[-1]
+
+    result = sample(name, model, START, karras(table, 24).tolist(), draws(5))
+    torch.testing.assert_close(result, answers[-1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ENDS_EARLY)
+def test_dpm_solvers_stop_at_the_last_level_above_zero(name, mixture):
+    asked = []
+    onto = sample(
+        name, lambda x, sigma: asked.append(sigma) or mixture.denoised(x, sigma), START, [*levels(9), 0.0], draws(5)
+    )
+    assert min(asked) > LAST
+    assert error(onto, mixture.denoised(onto, LAST)) > 1e-4
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("sigmas", [[], [0.0], [5.0]])
 def test_fewer_than_two_levels_are_no_steps(name, sigmas):
-    assert sample(SAMPLERS[name], None, START, sigmas) is START
+    assert sample(name, None, START, sigmas) is START
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_keep_dtype_and_leave_their_input_alone(name, mixture):
     x = START.float()
     kept = x.clone()
-    result = sample(SAMPLERS[name], mixture.denoised, x, levels(4), lambda: torch.ones_like(x))
+    result = sample(name, mixture.denoised, x, levels(4), lambda *_: torch.ones_like(x), churn=Churn(2.0))
     assert result.dtype == torch.float32
     assert torch.equal(x, kept)
 
 
+@pytest.mark.parametrize("name", sorted({*SAMPLERS} - {"dpm_adaptive"}))
+def test_pictures_of_a_batch_do_not_know_of_one_another(name, mixture):
+    """But for the adaptive one, which is to be run for each alone."""
+    sigmas, noises = [*levels(24), 0.0], {}
+
+    def noise_of(rows):
+        def noise(sigma, following):
+            drawn = noises.setdefault((sigma, following), draws(len(noises))())
+            return drawn[rows]
+
+        return noise
+
+    together = sample(name, mixture.denoised, START, sigmas, noise_of(slice(None)), churn=Churn(3.0))
+    alone = sample(name, mixture.denoised, START[3:4], sigmas, noise_of(slice(3, 4)), churn=Churn(3.0))
+    assert torch.equal(together[3:4], alone)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_noise_is_asked_for_the_way_between_two_levels(name, mixture):
+    """In the range of the walk, and for Brownian samplers never of no length."""
+    sigmas, asked = [*levels(24), 0.0], []
+
+    def noise(sigma, following):
+        asked.append((sigma, following))
+        return torch.zeros_like(START)
+
+    sample(name, mixture.denoised, START, sigmas, noise)
+    assert all(0 <= level <= FIRST + 1e-9 for way in asked for level in way)
+    assert all(LAST - 1e-9 <= following < sigma for sigma, following in asked if SAMPLERS[name].brownian)
+    assert bool(asked) == (
+        name == "restart" or name in ALWAYS_NOISY or ("eta" in SAMPLERS[name].takes and name != "ddim")
+    )
+
+
 def draws(seed, shape=START.shape):
     generator = torch.Generator().manual_seed(seed)
-    return lambda: torch.randn(shape, generator=generator, dtype=torch.float64)
+    return lambda *_: torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def ancestral_by_hand(model, x, sigmas, noise, eta):
-    """k-diffusion's ancestral Euler in numbers, apart from the code under test."""
-    for s, s1 in pairwise(sigmas):
-        up = min(s1, eta * (s1**2 * (s**2 - s1**2) / s**2) ** 0.5)
-        down = (s1**2 - up**2) ** 0.5
-        d = (x - model(x, s)) / s
-        x = x + d * (down - s)
-        if s1 > 0:
-            x = x + noise() * up
-    return x
+NOISY = ("euler_ancestral", "ddim", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
 
 
-@pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_euler_ancestral_follows_its_formula_on_the_same_noise(eta, mixture):
-    sigmas = [*levels(20), 0.0]
-    result = sample(partial(euler_ancestral, eta=eta), mixture.denoised, START, sigmas, draws(1))
-    by_hand = ancestral_by_hand(mixture.denoised, START, sigmas, draws(1), eta)
-    torch.testing.assert_close(result, by_hand, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("name", ["euler_ancestral", "ddim"])
-@pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_stochastic_samplers_draw_from_the_data_distribution(name, eta, mixture, table):
-    sigmas = karras(table, 150).tolist()
-    noise = draws(2, (20_000,))
-    samples = sample(partial(SAMPLERS[name], eta=eta), mixture.denoised, noise() * sigmas[0], sigmas, noise)
+@pytest.mark.parametrize("name", [*NOISY, "dpm_2_ancestral", "dpmpp_2m_sde_heun", "ddpm"])
+def test_stochastic_samplers_draw_from_the_data_distribution(name, mixture, table):
+    sigmas = karras(table, 100).tolist()
+    noise = draws(2, (6_000,))
+    samples = sample(name, mixture.denoised, noise() * sigmas[0], sigmas, noise, eta=1.0)
     mean = 0.4 * -1.0 + 0.6 * 1.5
     second = 0.4 * (1.0 + 0.25) + 0.6 * (2.25 + 0.64)
-    assert samples.mean().item() == pytest.approx(mean, abs=0.03)
-    assert samples.var().item() == pytest.approx(second - mean**2, rel=0.03)
-    assert (samples < 0.25).double().mean().item() == pytest.approx(0.4 * 0.9938 + 0.6 * 0.0591, abs=0.015)
+    assert samples.mean().item() == pytest.approx(mean, abs=0.06)
+    assert samples.var().item() == pytest.approx(second - mean**2, rel=0.06)
+    assert (samples < 0.25).double().mean().item() == pytest.approx(0.4 * 0.9938 + 0.6 * 0.0591, abs=0.02)
 
 
-def test_without_eta_ancestral_euler_is_euler_and_draws_nothing(mixture):
-    result = sample(partial(euler_ancestral, eta=0), mixture.denoised, START, levels(10), None)
-    torch.testing.assert_close(result, sample(euler, mixture.denoised, START, levels(10)), rtol=1e-12, atol=0)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if "eta" in SAMPLERS[name].takes])
+def test_without_eta_nothing_is_drawn(name, mixture):
+    assert sample(name, mixture.denoised, START, [*levels(10), 0.0], None, eta=0.0).isfinite().all()
 
 
-def test_ddim_is_euler_and_with_eta_ancestral_euler(mixture):
+@pytest.mark.parametrize(
+    ("noisy", "plain"),
+    [
+        ("euler_ancestral", "euler"),
+        ("ddim", "euler"),
+        ("dpm_2_ancestral", "dpm_2"),
+        ("dpmpp_2m_sde", "dpmpp_2m"),
+        ("dpmpp_2m_sde_heun", "res_multistep"),
+        ("dpmpp_sde", "dpmpp_2s_ancestral"),
+    ],
+)
+def test_without_eta_a_stochastic_sampler_is_the_deterministic_one(noisy, plain, mixture):
+    result, wanted = (sample(name, mixture.denoised, START, [*levels(10), 0.0], eta=0.0) for name in (noisy, plain))
+    torch.testing.assert_close(result, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.7), ("ddpm", 1.0)])
+def test_ddim_with_eta_and_ddpm_are_ancestral_euler(name, eta, mixture):
     sigmas = [*levels(20), 0.0]
-    plain = sample(ddim, mixture.denoised, START, sigmas)
-    torch.testing.assert_close(plain, sample(euler, mixture.denoised, START, sigmas), rtol=1e-10, atol=1e-12)
-    noisy = sample(partial(ddim, eta=0.7), mixture.denoised, START, sigmas, draws(3))
-    ancestral = sample(partial(euler_ancestral, eta=0.7), mixture.denoised, START, sigmas, draws(3))
+    noisy = sample(name, mixture.denoised, START, sigmas, draws(3), eta=eta)
+    ancestral = sample("euler_ancestral", mixture.denoised, START, sigmas, draws(3), eta=eta)
     torch.testing.assert_close(noisy, ancestral, rtol=1e-10, atol=1e-12)
+
+
+class TestChurn:
+    def test_without_an_amount_nothing_is_drawn(self, mixture):
+        assert Churn().apply(START, 2.0, 20, None) == (START, 2.0)
+
+    def test_it_raises_the_level_by_its_share_and_at_most_by_41_percent(self):
+        assert Churn(5.0).raised(2.0, 20) == pytest.approx(2.5)
+        assert Churn(50.0).raised(2.0, 20) == pytest.approx(2 * sqrt(2))
+
+    def test_outside_of_its_levels_it_draws_and_adds_nothing(self):
+        drawn = []
+        x, sigma = Churn(5.0, 3.0, 9.0).apply(START, 2.0, 20, lambda *way: drawn.append(way) or START)
+        assert (sigma, len(drawn)) == (2.0, 1)
+        assert x is START
+
+    def test_what_it_adds_has_the_variance_that_the_raised_level_lacks(self):
+        x, sigma = Churn(5.0).apply(torch.zeros(1), 2.0, 20, lambda *_: torch.ones(1))
+        assert x.item() == pytest.approx(sqrt(sigma**2 - 4))
+
+    @pytest.mark.parametrize("name", ["heun", "dpm_2"])
+    def test_churned_samplers_still_draw_from_the_data_distribution(self, name, mixture, table):
+        sigmas, noise = karras(table, 60).tolist(), draws(4, (6_000,))
+        samples = sample(name, mixture.denoised, noise() * sigmas[0], sigmas, noise, churn=Churn(20.0))
+        assert samples.mean().item() == pytest.approx(0.5, abs=0.07)
+        assert samples.var().item() == pytest.approx(2.234 - 0.25, rel=0.1)
+
+
+class TestRestart:
+    def test_below_twenty_steps_there_is_none(self, table):
+        sigmas = karras(table, 19).tolist()
+        assert restart_way(sigmas) == list(pairwise(sigmas))
+
+    def test_from_twenty_steps_on_nine_go_down_once_more(self, table):
+        way = restart_way(karras(table, 20).tolist())
+        [again] = [number for number, (one, other) in enumerate(pairwise(way)) if other[0] > one[1]]
+        levels = [way[0][0], *(end for _, end in way)]
+        assert (len(way), again) == (20, 8)
+        assert way[again + 1][0] == pytest.approx(levels[4])
+        assert way[again + 9][1] == pytest.approx(way[again][1])
+        assert levels[:10] == pytest.approx(karras(table, 11).tolist()[:10])
+
+    def test_from_36_steps_on_a_quarter_goes_down_twice(self, table):
+        way = restart_way(karras(table, 40).tolist())
+        backs = [number for number, (one, other) in enumerate(pairwise(way)) if other[0] > one[1]]
+        assert (len(way), len(backs), backs[1] - backs[0]) == (40, 2, 10)
+
+    def test_a_run_that_begins_below_goes_straight_down(self):
+        sigmas = [0.09 * 0.9**step for step in range(25)] + [0.0]
+        assert len(restart_way(sigmas)) < 25
+        assert all(high > low for high, low in restart_way(sigmas))
+
+
+class TestRecords:
+    def test_options_that_a_sampler_does_not_take_have_no_effect(self, mixture):
+        plain = sample("dpmpp_2m", mixture.denoised, START, levels(5))
+        assert torch.equal(
+            plain, sample("dpmpp_2m", mixture.denoised, START, levels(5), eta=0.3, churn=Churn(9.0), order=1)
+        )
+
+    def test_what_a_sampler_takes_are_the_keywords_of_its_function(self):
+        assert {name: SAMPLERS[name].takes for name in ("euler", "ddim", "uni_pc", "lms")} == {
+            "euler": ("churn",),
+            "ddim": ("eta",),
+            "uni_pc": ("order",),
+            "lms": (),
+        }
+
+    def test_automatic_schedules_exist(self):
+        assert {sampler.schedule for sampler in SAMPLERS.values()} <= set(SCHEDULES)
+
+    def test_labels_are_the_webuis(self):
+        assert (LABELS["DPM++ 2S a"], LABELS["Euler a"], LABELS["UniPC"]) == (
+            "dpmpp_2s_ancestral",
+            "euler_ancestral",
+            "uni_pc",
+        )
+        assert len(LABELS) == len(SAMPLERS)
+
+    @pytest.mark.parametrize("name", sorted({*SAMPLERS} - {"dpm_adaptive"}))
+    def test_what_is_counted_is_what_is_asked(self, name, mixture, table):
+        sigmas, asked = karras(table, 21).tolist(), []
+        sample(name, lambda x, sigma: asked.append(sigma) or mixture.denoised(x, sigma), START, sigmas, draws(6))
+        assert evaluations(name, sigmas) == len(asked)
+
+    @pytest.mark.parametrize(
+        ("name", "count"),
+        [
+            ("euler", 20),
+            ("heun", 39),
+            ("dpm_2", 39),
+            ("restart", 39),
+            ("plms", 21),
+            ("heunpp2", 57),
+            ("dpm_adaptive", None),
+        ],
+    )
+    def test_twenty_steps_cost(self, name, count, table):
+        assert evaluations(name, karras(table, 20).tolist()) == count
+
+    def test_no_steps_cost_nothing(self):
+        assert {evaluations(name, [0.0]) for name in SAMPLERS} == {0, None}
 
 
 def test_heun_asks_twice_a_step_but_once_for_the_last():
     asked = []
-    sample(heun, lambda x, sigma: asked.append(sigma) or x / 2, START, [4.0, 2.0, 1.0, 0.0])
+    sample("heun", lambda x, sigma: asked.append(sigma) or x / 2, START, [4.0, 2.0, 1.0, 0.0])
     assert asked == [4.0, 2.0, 2.0, 1.0, 1.0]

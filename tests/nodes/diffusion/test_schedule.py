@@ -2,13 +2,34 @@ import json
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import scipy.stats
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodes.diffusion.schedule import SCHEDULES, NoiseSchedule, karras, normal, tail
+from nodes.diffusion.beta import beta_cdf, beta_quantile
+from nodes.diffusion.sampler import SAMPLERS
+from nodes.diffusion.schedule import (
+    LABELS,
+    SCHEDULES,
+    Limits,
+    executed,
+    exponential,
+    karras,
+    linear_quadratic,
+    normal,
+    plan,
+    polyexponential,
+    tail,
+)
+from nodes.diffusion.table import NoiseSchedule
 
 TABLE = NoiseSchedule.from_betas(0.00085, 0.012)
+
+OWN_LISTS = ("simple", "ddim_uniform", "beta_timestep", "align_your_steps", "align_your_steps_xl")
+"""Schedules that are lists, or that no limits move."""
 
 # A1111 1.10.1, 20 steps, printed to four decimals
 SIGMAS = {
@@ -29,7 +50,7 @@ def numbers(text):
     return [float(number) for number in text.split()]
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", SIGMAS)
 def test_twenty_steps_visit_the_noise_levels_that_a1111_visits(name):
     assert SCHEDULES[name](TABLE, 20).tolist() == pytest.approx(numbers(SIGMAS[name]), abs=5.1e-5)
 
@@ -62,7 +83,7 @@ def test_schedules_fall_from_the_highest_level_to_zero(name, steps):
     sigmas = SCHEDULES[name](TABLE, steps).tolist()
     assert len(sigmas) == steps + 1
     assert all(high > low for high, low in pairwise(sigmas))
-    assert sigmas[0] == pytest.approx(TABLE.sigma_max)
+    assert name == "ddim_uniform" or sigmas[0] == pytest.approx(TABLE.sigma_max, rel=1e-4)
     assert sigmas[-1] == 0
 
 
@@ -96,6 +117,145 @@ def test_a_denoise_out_of_range_is_refused(denoise):
 def test_a_tail_without_steps_is_refused():
     with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
         tail(karras, TABLE, 0, 0.5)
+
+
+# steps, denoise -> steps that run, position where they begin: A1111 1.10.1
+A1111_STEPS = [
+    *[(20, 0.05, 2, 18), (20, 0.3, 7, 13), (20, 0.5, 11, 9), (20, 0.75, 16, 4), (20, 0.9, 19, 1), (20, 0.95, 20, 0)],
+    *[(20, 1.0, 20, 0), (30, 0.75, 23, 7), (50, 0.29, 15, 35), (100, 0.29, 29, 71), (1, 0.75, 1, 0)],
+]
+
+
+@pytest.mark.parametrize(("steps", "denoise", "run", "begin"), A1111_STEPS)
+def test_a1111_runs_a_share_of_the_steps_and_one(steps, denoise, run, begin):
+    whole, start = plan(karras, TABLE, steps, denoise, convention="a1111")
+    assert (len(whole) - 1 - start, start) == (run, begin)
+    assert executed(steps, denoise, "a1111") == run
+    assert torch.equal(whole, karras(TABLE, steps))
+
+
+def test_at_denoise_zero_a1111s_convention_makes_no_step_either():
+    whole, start = plan(karras, TABLE, 20, 0, convention="a1111")
+    assert whole[start:].tolist() == [0]
+
+
+@pytest.mark.parametrize("convention", ["exact", "a1111"])
+@pytest.mark.parametrize("denoise", [0.0, 0.3, 1.0])
+def test_discarding_leaves_out_the_penultimate_level_and_no_step(convention, denoise):
+    whole, start = plan(karras, TABLE, 20, denoise, convention=convention, discards=True)
+    plain, plain_start = plan(karras, TABLE, 20, denoise, convention=convention)
+    assert (len(whole), start) == (len(plain), plain_start)
+    longer = karras(TABLE, len(plain)).tolist()
+    assert whole.tolist() == [*longer[:-2], 0.0]
+
+
+def test_limits_move_both_ends():
+    limits = Limits(low=0.1, high=9.0)
+    for name in sorted({*SCHEDULES} - {*OWN_LISTS}):
+        sigmas = SCHEDULES[name](TABLE, 20, limits).tolist()
+        assert sigmas[0] == pytest.approx(9.0), name
+        assert name in {"sgm_uniform", "linear_quadratic"} or sigmas[-2] == pytest.approx(0.1), name
+
+
+@pytest.mark.parametrize("name", OWN_LISTS)
+def test_lists_have_no_use_for_limits(name):
+    assert torch.equal(SCHEDULES[name](TABLE, 20, Limits(0.1, 9.0, 3.0)), SCHEDULES[name](TABLE, 20, Limits()))
+
+
+def test_limits_the_wrong_way_round_are_refused():
+    with pytest.raises(ValueError, match="sigma_min, sigma_max: expected a lower and a higher level, got 5 and 2"):
+        karras(TABLE, 20, Limits(low=5, high=2))
+
+
+def test_rho_bends_karras_and_polyexponential():
+    evenly = karras(TABLE, 3, Limits(rho=1)).tolist()
+    assert evenly[1] == pytest.approx((TABLE.sigma_max + TABLE.sigma_min) / 2)
+    bent = polyexponential(TABLE, 3, Limits(rho=2)).tolist()
+    low, high = math.log(TABLE.sigma_min), math.log(TABLE.sigma_max)
+    assert math.log(bent[1]) == pytest.approx(low + (high - low) / 4)
+
+
+def test_polyexponential_is_exponential_unless_bent():
+    torch.testing.assert_close(polyexponential(TABLE, 20), exponential(TABLE, 20))
+
+
+def test_simple_and_ddim_count_off_the_models_own_levels():
+    simple, ddim = (SCHEDULES[name](TABLE, 20).tolist() for name in ("simple", "ddim_uniform"))
+    assert simple[:-1] == [TABLE.sigmas[999 - 50 * index] for index in range(20)]
+    assert ddim[:-1] == [TABLE.sigmas[951 - 50 * index] for index in range(20)]
+    assert SCHEDULES["simple"](TABLE, 7)[1].item() == TABLE.sigmas[999 - 142]
+
+
+def test_ddim_leaves_out_the_highest_levels_where_steps_do_not_divide_them():
+    assert SCHEDULES["ddim_uniform"](TABLE, 30)[:-1].tolist() == [TABLE.sigmas[958 - 33 * index] for index in range(30)]
+
+
+@pytest.mark.parametrize(("name", "most"), [("simple", 1000), ("ddim_uniform", 999)])
+def test_more_steps_than_the_model_has_levels_are_refused(name, most):
+    assert len(SCHEDULES[name](TABLE, most)) == most + 1
+    with pytest.raises(ValueError, match=f"steps: expected at most {most} .* take another schedule"):
+        SCHEDULES[name](TABLE, most + 1)
+
+
+def test_beta_spreads_levels_by_the_quantiles_that_scipy_gives():
+    quantiles = scipy.stats.beta.ppf(1 - np.linspace(0, 1, 20), 0.6, 0.6)
+    low, high = TABLE.sigma_min, TABLE.sigma_max
+    assert SCHEDULES["beta"](TABLE, 20)[:-1].tolist() == pytest.approx((low + quantiles * (high - low)).tolist())
+
+
+def test_beta_timestep_is_comfyuis_but_for_the_rounding():
+    quantiles = scipy.stats.beta.ppf(1 - np.linspace(0, 1, 20, endpoint=False), 0.6, 0.6)
+    ours = [TABLE.timestep(sigma) for sigma in SCHEDULES["beta_timestep"](TABLE, 20)[:-1].tolist()]
+    assert ours == pytest.approx((999 * quantiles).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.6), (2.0, 0.3), (5.0, 7.0)])
+def test_the_beta_distribution_is_scipys(alpha, beta):
+    for share in np.linspace(0, 1, 41).tolist():
+        assert beta_quantile(share, alpha, beta) == pytest.approx(scipy.stats.beta.ppf(share, alpha, beta), abs=1e-14)
+        assert beta_cdf(share, alpha, beta) == pytest.approx(scipy.stats.beta.cdf(share, alpha, beta), abs=1e-14)
+
+
+def test_kl_optimal_reaches_zero_after_the_models_lowest_level():
+    sigmas = SCHEDULES["kl_optimal"](TABLE, 20).tolist()
+    assert sigmas[-2:] == [pytest.approx(TABLE.sigma_min), 0]
+    middle = (math.atan(TABLE.sigma_max) * 9 + math.atan(TABLE.sigma_min) * 10) / 19
+    assert sigmas[10] == pytest.approx(math.tan(middle))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10, 21])
+def test_linear_quadratic_is_comfyuis(steps):
+    even = steps // 2
+    rest, left = steps - even, even - 0.025 * steps
+    a, b, c = left / (even * rest**2), 0.025 / even - 2 * left / rest**2, left / (even * rest**2) * even**2
+    rise = [step * 0.025 / even if step < even else a * step**2 + b * step + c for step in range(steps)]
+    wanted = [(1 - share) * TABLE.sigma_max for share in (*rise, 1)]
+    assert linear_quadratic(TABLE, steps).tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("name", "sixth"), [("align_your_steps", 1.396), ("align_your_steps_xl", 0.862)])
+def test_align_your_steps_in_eleven_steps_is_the_table_and_between_even_in_log_sigma(name, sixth):
+    table, finer = SCHEDULES[name](TABLE, 11).tolist(), SCHEDULES[name](TABLE, 21).tolist()
+    assert (table[0], table[5], table[-2]) == pytest.approx((14.615, sixth, 0.029))
+    assert finer[:-1:2] == pytest.approx(table[:-1])
+    assert finer[1] == pytest.approx(math.sqrt(table[0] * table[1]))
+
+
+def test_every_schedule_has_a_label():
+    assert sorted(LABELS.values()) == sorted(SCHEDULES)
+    assert (LABELS["Uniform"], LABELS["DDIM"], LABELS["Align Your Steps"]) == (
+        "normal",
+        "ddim_uniform",
+        "align_your_steps",
+    )
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule"),
+    [("dpmpp_2m", "karras"), ("dpmpp_3m_sde", "exponential"), ("euler_ancestral", "normal"), ("restart", "karras")],
+)
+def test_automatic_schedules_are_the_webuis(sampler, schedule):
+    assert SAMPLERS[sampler].schedule == schedule
 
 
 def config(**changed):

@@ -60,6 +60,16 @@ def test_decoding_rounds_as_diffusers_does(vae):
     assert decode(latent, vae)[0].permute(1, 2, 0).tolist() == np.asarray(theirs).tolist()
 
 
+def test_decoding_truncates_where_that_is_asked_for(vae):
+    latent = encode(picture(), vae)
+    raw = vae.decode(latent / 0.18215).sample.detach()
+    expected = (255 * ((raw + 1) / 2).clamp(0, 1)).numpy().astype(np.uint8)
+    truncated = decode(latent, vae, "truncate")
+    assert np.abs(truncated.numpy().astype(int) - expected).max() <= 1
+    assert np.mean(truncated.numpy() == expected) > 0.999
+    assert 0.4 < (decode(latent, vae).float() - truncated.float()).mean() < 0.6
+
+
 def test_a_shift_is_taken_off_the_latent_and_put_back(shifted):
     images = picture(16, 16)
     latent = encode(images, shifted)

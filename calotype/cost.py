@@ -1,0 +1,111 @@
+"""What a run would cost, read off its plan: samples, UNet evaluations, and UNet calls when samples share them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from calotype.reader import Reader
+from engine.engine import Engine
+from engine.graph import Graph
+from engine.loop import FUSED
+from engine.plan import Planned, Verdict
+from engine.program import Port, Program, Step
+from nodes.diffusion.prompt import joined
+from nodes.diffusion.sampler import evaluations
+from nodes.diffusion.schedule import executed
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One sample node that would run: its pictures, how often each asks, and UNet evaluations for each question.
+
+    `questions` is None where only the run itself knows.
+    """
+
+    unet: Port | None
+    pictures: int
+    questions: int | None
+    sides: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What would run; `nodes` is the most it can be where `certain` is false."""
+
+    cells: int
+    nodes: int
+    certain: bool
+    samplings: Sequence[Sampling]
+    exact: bool = False
+
+    @property
+    def pictures(self) -> int:
+        """Pictures that are sampled."""
+        return sum(each.pictures for each in self.samplings)
+
+    @property
+    def evaluations(self) -> int:
+        """Latents that go through a UNet, one by one; those of a picture with a negative prompt count twice."""
+        return sum(each.pictures * each.sides * (each.questions or 1) for each in self.samplings)
+
+    @property
+    def calls(self) -> int:
+        """UNet calls where samples of one model share them; very large pictures take more."""
+        alone = [each.questions or 1 for each in self.samplings]
+        return sum(alone) if self.exact else sum(max(group) for group in self._groups())
+
+    def _groups(self) -> Iterator[list[int]]:
+        for unet in dict.fromkeys(each.unet for each in self.samplings):
+            alike = [each.questions or 1 for each in self.samplings if each.unet == unet]
+            yield from (alike[start : start + FUSED] for start in range(0, len(alike), FUSED))
+
+    def __str__(self) -> str:
+        """One line."""
+        least = "at least " if any(each.questions is None for each in self.samplings) else ""
+        sampled = f"{least}{_count(self.evaluations, 'UNet evaluation')} in about {_count(self.calls, 'call')}"
+        return "; ".join(
+            [
+                *([_count(self.cells, "cell")] if self.cells else []),
+                f"{'' if self.certain or not self.nodes else 'at most '}{_count(self.nodes, 'node')} to run",
+                f"{_count(self.pictures, 'picture')} to sample" + (f", {sampled}" if self.samplings else ""),
+            ]
+        )
+
+
+def cost(engine: Engine, graph: Graph, outputs: Sequence[str] | None, plan: Sequence[Planned]) -> Cost:
+    """What a run of these outputs would cost by its plan. Raises GraphError."""
+    program = engine.program(graph)
+    names = program.swept if outputs is None else [name for name in outputs if name in program.swept]
+    cells = {cell.link for name in names for cell in program.swept[name].cells}
+    running = [item for item in plan if item.verdict in (Verdict.RUN, Verdict.MAY_RUN)]
+    steps = [program.steps[program.index[item.node]] for item in running if item.type == "sample"]
+    certain = all(item.verdict is Verdict.RUN for item in running)
+    return Cost(len(cells), len(running), certain, [_sampling(program, step) for step in steps], engine.exact)
+
+
+def _sampling(program: Program, step: Step) -> Sampling:
+    reader = Reader(program, {})
+    cfg, pictures = reader.known(step, "cfg"), reader.known(reader.source(step, "noise"), "count")
+    sides = len(joined(reader.prompt(step, "positive"))) + (cfg != 1 and reader.link(step, "negative") is not None)
+    return Sampling(reader.link(step, "unet"), pictures or 1, _questions(reader, step) if pictures else None, sides)
+
+
+def _questions(reader: Reader, step: Step) -> int | None:
+    """How often a picture asks the model; None where that is unknown."""
+    values = {name: reader.known(step, name) for name in ("steps", "denoise", "sampler", "convention")}
+    if None in values.values():
+        return None
+    try:
+        return _asked(values["sampler"], executed(values["steps"], values["denoise"], values["convention"]))
+    except ValueError:
+        return None  # the run says what is wrong
+
+
+@cache
+def _asked(sampler: str, steps: int) -> int | None:
+    levels = [14.6 * (0.03 / 14.6) ** (index / max(1, steps - 1)) for index in range(steps)]
+    return evaluations(sampler, [*levels, 0.0]) if steps else 0
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"

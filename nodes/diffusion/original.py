@@ -1,0 +1,135 @@
+"""What the files of CompVis' and Stability's first code call the modules that diffusers and transformers build.
+
+There the blocks of a UNet are counted through: each level of the way down has its layers and then one that halves the
+sides, and the way up has one layer more on each level, the last of which also doubles the sides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable
+from typing import TypeAlias
+
+Spelling: TypeAlias = Callable[[Collection[str]], dict[str, str]]
+"""From the names of modules to those that they have in a file."""
+
+_UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+_UNET_OUTER = {
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+}
+_UNET_BLOCK = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|\w+samplers)\.(\d+)\.(.+)")
+_UP_ATTENTION = re.compile(r"up_blocks\.(\d+)\.attentions\.")
+
+_VAE_BLOCK = re.compile(r"(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(resnets|\w+samplers)\.(\d+)\.(.+)")
+_VAE_MIDDLE = re.compile(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+_OPEN_CLIP_OUTER = {
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding": "positional_embedding",
+    "final_layer_norm": "ln_final",
+}
+_OPEN_CLIP_INNER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def tensors(weights: Iterable[str], spelling: Spelling) -> dict[str, str]:
+    """What the weights of a module are called there."""
+    parted = {weight: weight.rpartition(".") for weight in weights}
+    places = spelling(list(dict.fromkeys(module for module, _, _ in parted.values())))
+    return {weight: _tensor(places[module], kind) for weight, (module, _, kind) in parted.items()}
+
+
+def unet(modules: Collection[str]) -> dict[str, str]:
+    """What the modules of a UNet are called there; names of something else are left as they are."""
+    layers = _count(modules, "down_blocks.0.resnets.")
+    attending = {int(found[1]) for found in map(_UP_ATTENTION.match, modules) if found}
+    return {name: _of_unet(name, layers, attending) for name in modules}
+
+
+def vae(modules: Collection[str]) -> dict[str, str]:
+    """What the modules of a VAE are called there, where the levels of the decoder are counted from the finest."""
+    finest = _count(modules, "decoder.up_blocks.") - 1
+    return {name: _of_vae(name, finest) for name in modules}
+
+
+def clip(modules: Collection[str]) -> dict[str, str]:
+    """What the modules of CLIP's text encoder are called there: as in transformers."""
+    return {name: name.removeprefix("text_model.") for name in modules}
+
+
+def open_clip(modules: Collection[str]) -> dict[str, str]:
+    """What the modules of CLIP's text encoder are called in OpenCLIP; q, k and v have one name, as they are one."""
+    return {name: _of_open_clip(name.removeprefix("text_model.")) for name in modules}
+
+
+def _tensor(place: str, kind: str) -> str:
+    """The name of a weight or a bias; those of OpenCLIP are not all in modules of their own."""
+    if place == "positional_embedding":
+        return place
+    return f"{place}_{kind}" if place.endswith(".in_proj") else f"{place}.{kind}"
+
+
+def _of_unet(name: str, layers: int, attending: Collection[int]) -> str:
+    found = _UNET_BLOCK.fullmatch(name)
+    if found is None:
+        return _UNET_OUTER.get(name, name)
+    way, block, kind, number, rest = found[1], int(found[2] or 0), found[3], int(found[4]), found[5]
+    rest = _UNET_RESNET.get(rest, rest) if kind == "resnets" else rest
+    first = (layers + 1) * block
+    return {
+        ("down", "resnets"): f"input_blocks.{first + 1 + number}.0.{rest}",
+        ("down", "attentions"): f"input_blocks.{first + 1 + number}.1.{rest}",
+        ("down", "downsamplers"): f"input_blocks.{first + 1 + layers}.0.op",
+        ("mid", "resnets"): f"middle_block.{2 * number}.{rest}",
+        ("mid", "attentions"): f"middle_block.1.{rest}",
+        ("up", "resnets"): f"output_blocks.{first + number}.0.{rest}",
+        ("up", "attentions"): f"output_blocks.{first + number}.1.{rest}",
+        ("up", "upsamplers"): f"output_blocks.{first + layers}.{1 + (block in attending)}.conv",
+    }.get((way, kind), name)
+
+
+def _of_vae(name: str, finest: int) -> str:
+    if found := _VAE_MIDDLE.fullmatch(name):
+        side, kind, number, rest = found[1], found[2], int(found[3]), found[4]
+        if kind == "attentions":
+            return f"{side}.mid.attn_1.{_VAE_ATTENTION.get(rest, rest)}"
+        return f"{side}.mid.block_{number + 1}.{rest}"
+    if found := _VAE_BLOCK.fullmatch(name):
+        side, way, level, kind, number, rest = found[1], found[2], int(found[3]), found[4], found[5], found[6]
+        level = level if way == "down" else finest - level
+        inner = f"block.{number}.{_shortcut(rest)}" if kind == "resnets" else f"{way}sample.{rest}"
+        return f"{side}.{way}.{level}.{inner}"
+    return name.replace("conv_norm_out", "norm_out")
+
+
+def _shortcut(name: str) -> str:
+    return "nin_shortcut" if name == "conv_shortcut" else name
+
+
+def _of_open_clip(name: str) -> str:
+    found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name)
+    if found is None:
+        return _OPEN_CLIP_OUTER.get(name, name)
+    return f"transformer.resblocks.{found[1]}.{_OPEN_CLIP_INNER.get(found[2], 'attn.in_proj')}"
+
+
+def _count(modules: Collection[str], beginning: str) -> int:
+    """How many numbered modules there are of that name."""
+    return len({name.removeprefix(beginning).split(".")[0] for name in modules if name.startswith(beginning)})

@@ -1,0 +1,142 @@
+"""The noise levels that a model was trained on.
+
+A noise level is sigma, the standard deviation of the noise that stands on a clean latent: x = clean + sigma * noise.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, Self, TypeAlias, cast, get_args
+
+import torch
+from torch import Tensor
+
+Prediction: TypeAlias = Literal["epsilon", "v_prediction"]
+BetaSchedule: TypeAlias = Literal["scaled_linear", "linear"]
+
+SWITCHES_REFUSED = ("rescale_betas_zero_snr", "use_flow_sigmas")
+HALF_WAY = 1e-3
+"""How near to the middle of two timesteps is half way."""
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The noise levels a model was trained on, and what its UNet predicts.
+
+    `sigmas[t]` is the noise level of timestep t: positive and ascending, 1000 of them for Stable Diffusion. Between two
+    timesteps log sigma is linear, so every sigma in the table's range has an exact, fractional timestep.
+    `prediction` is "epsilon" (the noise) or "v_prediction" (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512).
+    """
+
+    sigmas: tuple[float, ...] = field(repr=False)
+    prediction: Prediction = "epsilon"
+
+    def __post_init__(self) -> None:
+        """Refuse a table without an inverse."""
+        ascending = all(low < high for low, high in pairwise((0.0, *self.sigmas)))
+        if len(self.sigmas) < 2 or not ascending or math.isinf(self.sigmas[-1]):
+            raise ValueError("a noise schedule needs at least two sigmas, positive, finite and ascending")
+
+    @classmethod
+    def from_betas(
+        cls,
+        start: float,
+        end: float,
+        kind: BetaSchedule = "scaled_linear",
+        steps: int = 1000,
+        *,
+        prediction: Prediction = "epsilon",
+    ) -> Self:
+        """Space `steps` betas from `start` to `end` evenly ("linear"), or their square roots ("scaled_linear").
+
+        Stable Diffusion is `from_betas(0.00085, 0.012)`.
+        """
+        _check_choice("beta_schedule", kind, get_args(BetaSchedule))
+        power = 1 if kind == "linear" else 2
+        betas = torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
+        return cls(_sigmas(betas), prediction)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Read what a diffusers `scheduler_config.json` says of the model; how that scheduler steps is left alone.
+
+        A config without `prediction_type` means epsilon, one without `num_train_timesteps` 1000. ValueError for a model
+        without betas, with a zero terminal signal, or with another prediction.
+        """
+        _check_config(config)
+        prediction = config.get("prediction_type", "epsilon")
+        if config.get("trained_betas") is not None:
+            return cls(_sigmas(torch.tensor(config["trained_betas"], dtype=torch.float64)), prediction)
+        return cls.from_betas(
+            config["beta_start"],
+            config["beta_end"],
+            config["beta_schedule"],
+            config.get("num_train_timesteps", 1000),
+            prediction=prediction,
+        )
+
+    @property
+    def sigma_min(self) -> float:
+        """The lowest noise level, that of timestep 0."""
+        return self.sigmas[0]
+
+    @property
+    def sigma_max(self) -> float:
+        """The highest noise level, that of the last timestep."""
+        return self.sigmas[-1]
+
+    def timestep(self, sigma: float) -> float:
+        """Return the fractional timestep of a noise level, clamped to the table's range."""
+        if sigma <= self.sigma_min:
+            return 0.0
+        if sigma >= self.sigma_max:
+            return float(len(self.sigmas) - 1)
+        above = bisect_right(self.sigmas, sigma)
+        low, high = self.sigmas[above - 1], self.sigmas[above]
+        return above - 1 + math.log(sigma / low) / math.log(high / low)
+
+    def nearest(self, sigma: float) -> int:
+        """Return the whole timestep whose noise level is nearest in log sigma.
+
+        Levels half way between two are those that schedules of even timesteps visit; which of the two float32 finds
+        nearer, by way of exp and log, is what k-diffusion and ComfyUI take.
+        """
+        below, part = divmod(self.timestep(sigma), 1)
+        if abs(part - 0.5) > HALF_WAY:
+            return int(below) + (part > 0.5)
+        low, high = torch.tensor(self.sigmas[int(below) : int(below) + 2], dtype=torch.float64).log().float()
+        middle = (0.5 * low + 0.5 * high).exp().log()
+        return int(below) + bool((middle - high).abs() < (middle - low).abs())
+
+    def sigma(self, timestep: float) -> float:
+        """Return the noise level of a fractional timestep, clamped to the table's range."""
+        clamped = min(max(timestep, 0.0), len(self.sigmas) - 1.0)
+        below = min(int(clamped), len(self.sigmas) - 2)
+        low, high = self.sigmas[below], self.sigmas[below + 1]
+        return float(low * (high / low) ** (clamped - below))
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Refuse a scheduler config that this table cannot stand for."""
+    _check_choice("prediction_type", config.get("prediction_type", "epsilon"), get_args(Prediction))
+    for switch in SWITCHES_REFUSED:
+        if config.get(switch):
+            raise ValueError(f"{switch}: expected false, got {config[switch]!r}; such models are not supported")
+    absent = [key for key in ("beta_start", "beta_end", "beta_schedule") if key not in config]
+    if absent and config.get("trained_betas") is None:
+        kind = config.get("_class_name", "scheduler")
+        raise ValueError(f"{', '.join(absent)}: expected in the {kind} config, found none; a model needs its betas")
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _sigmas(betas: Tensor) -> tuple[float, ...]:
+    """Turn float64 betas into sigmas."""
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    return tuple(cast("Sequence[float]", ((1 - alphas_cumprod) / alphas_cumprod).sqrt().tolist()))
