@@ -39,7 +39,7 @@ Cache = Annotated[
 ]
 Exact = Annotated[bool, typer.Option("--exact", help="Never fuse calls: the same bits on every run.")]
 Device = Annotated[str | None, typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N.")]
-Axis = Annotated[str | None, typer.Option(metavar="NAME=V,V,...", help="Values: a,b or 1-9 (+2) or 0-1 [5].")]
+Axis = Annotated[list[str] | None, typer.Option(metavar="NAME=V,V,...", help="Values: a,b or 1-9 (+2) or 0-1 [5].")]
 Batch = Annotated[
     str | None, typer.Option(metavar="N|NAME=V,V,...", help="Pictures beside one another: N seeds, or one per value.")
 ]
@@ -101,7 +101,8 @@ def sweep(
     """Run a graph over the values of up to three names, and save one sheet."""
     from calotype.sweep import Wanted, everything, swept
 
-    axes = {name: text for name, text in (("x", x), ("y", y), ("z", z), ("batch", batch)) if text}
+    named = {"x": _once("x", x), "y": _once("y", y), "z": _once("z", z), "batch": batch}
+    axes = {name: text for name, text in named.items() if text}
     with _engine(graph, cache, exact=exact, device=device) as engine:
         found = _edited(engine, graph, settings)
         if not axes and found.document.sweep is None:
@@ -197,7 +198,7 @@ def graphs() -> None:
 
 @app.command()
 def models() -> None:
-    """List the models that can be named, with those in the folders loras, embeddings and vae here."""
+    """List the models that can be named, with those in the folders checkpoints, loras, embeddings and vae here."""
     from calotype.front import MODELS
     from calotype.models import models as found
     from engine.file import Files
@@ -327,6 +328,13 @@ def _edited(engine: "Engine", name: str, settings: list[str] | None) -> "Graph":
     return graph
 
 
+def _once(axis: str, given: list[str] | None) -> str | None:
+    """The one option of an axis; a second one would silently take its place."""
+    if given and len(given) > 1:
+        raise typer.BadParameter(f"--{axis} stands {len(given)} times; names advance together as NAME+NAME=V:V,V:V")
+    return given[0] if given else None
+
+
 def _split(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -337,20 +345,20 @@ def _split(text: str) -> tuple[str, str]:
 def _value(engine: "Engine", graph: "Graph", name: str, text: str, problems: list[Problem]) -> Any:
     """A literal from the command line. Names that lead nowhere and refused values are added to `problems`."""
     from calotype.labels import hint
+    from calotype.meaning import parameters
 
     try:
-        node, param = graph.locate(name)
+        judges = parameters(engine, graph, name)
     except GraphError as error:
         problems += error.problems
         return None
-    definition = engine.registry.get(graph.node_type(node))
-    if definition is None or param not in definition.params:
-        return text  # validation says what is wrong with the node
-    value = definition.params[param].parse_text(text)
-    try:
-        definition.params[param].parse(value)
-    except ValueError as error:
-        problems.append(Problem(name, f"{error}{hint(definition.params[param], value)}", "value"))
+    value: Any = judges[0].parse_text(text) if judges else text  # else validation says what is wrong with the node
+    for param in judges:
+        try:
+            param.parse(value)
+        except ValueError as error:
+            problems.append(Problem(name, f"{error}{hint(param, value)}", "value"))
+            break
     return value
 
 

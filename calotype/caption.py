@@ -276,9 +276,10 @@ def _plot(graph: Graph) -> Iterator[Field]:
     if axes:
         yield "Script", "X/Y/Z plot"
     for letter, axis in axes.items():
-        if len(axis) == 1:
-            [(name, values)] = axis.items()
-            label = AXES.get(_target(graph, name), name)
+        name, values = next(iter(axis.items()))
+        replaced = sweep is not None and letter in sweep.replace
+        if replaced or len(axis) == 1:
+            label = "Prompt S/R" if replaced else AXES.get(_target(graph, name), name)
             yield f"{letter.upper()} Type", label
             yield f"{letter.upper()} Values", _listed(LISTED.get(label, {}).get(str(value), value) for value in values)
 

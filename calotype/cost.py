@@ -19,13 +19,19 @@ from nodes.diffusion.schedule import executed
 class Sampling:
     """One sample node that would run: its pictures, how often each asks, and UNet evaluations for each question.
 
-    `questions` is None where only the run itself knows.
+    `questions` is None where only the run itself knows; `round` is how many samples in a row end with this one.
     """
 
     unet: Port | None
     pictures: int
     questions: int | None
     sides: int
+    round: int
+
+    @property
+    def least(self) -> int:
+        """How often it asks for certain."""
+        return 1 if self.questions is None else self.questions
 
 
 @dataclass(frozen=True)
@@ -46,17 +52,17 @@ class Cost:
     @property
     def evaluations(self) -> int:
         """Latents that go through a UNet, one by one; those of a picture with a negative prompt count twice."""
-        return sum(each.pictures * each.sides * (each.questions or 1) for each in self.samplings)
+        return sum(each.pictures * each.sides * each.least for each in self.samplings)
 
     @property
     def calls(self) -> int:
         """UNet calls where samples of one model share them; very large pictures take more."""
-        alone = [each.questions or 1 for each in self.samplings]
+        alone = [each.least for each in self.samplings]
         return sum(alone) if self.exact else sum(max(group) for group in self._groups())
 
     def _groups(self) -> Iterator[list[int]]:
-        for unet in dict.fromkeys(each.unet for each in self.samplings):
-            alike = [each.questions or 1 for each in self.samplings if each.unet == unet]
+        for together in dict.fromkeys((each.unet, each.round) for each in self.samplings):
+            alike = [each.least for each in self.samplings if (each.unet, each.round) == together]
             yield from (alike[start : start + FUSED] for start in range(0, len(alike), FUSED))
 
     def __str__(self) -> str:
@@ -80,14 +86,26 @@ def cost(engine: Engine, graph: Graph, outputs: Sequence[str] | None, plan: Sequ
     running = [item for item in plan if item.verdict in (Verdict.RUN, Verdict.MAY_RUN)]
     steps = [program.steps[program.index[item.node]] for item in running if item.type == "sample"]
     certain = all(item.verdict is Verdict.RUN for item in running)
-    return Cost(len(cells), len(running), certain, [_sampling(program, step) for step in steps], engine.exact)
+    rounds = _rounds(program)
+    samplings = [_sampling(program, step, rounds[program.index[step.id]]) for step in steps]
+    return Cost(len(cells), len(running), certain, samplings, engine.exact)
 
 
-def _sampling(program: Program, step: Step) -> Sampling:
+def _rounds(program: Program) -> list[int]:
+    """For each step, how many samples in a row lead to it, itself included: those of one row cannot share calls."""
+    found: list[int] = []
+    for step in program.steps:
+        before = max((found[port.step] for port in step.needs), default=0)
+        found.append(before + (step.definition.type == "sample"))
+    return found
+
+
+def _sampling(program: Program, step: Step, number: int) -> Sampling:
     reader = Reader(program, {})
     cfg, pictures = reader.known(step, "cfg"), reader.known(reader.source(step, "noise"), "count")
     sides = len(joined(reader.prompt(step, "positive"))) + (cfg != 1 and reader.link(step, "negative") is not None)
-    return Sampling(reader.link(step, "unet"), pictures or 1, _questions(reader, step) if pictures else None, sides)
+    questions = _questions(reader, step) if pictures else None
+    return Sampling(reader.link(step, "unet"), pictures or 1, questions, sides, number)
 
 
 def _questions(reader: Reader, step: Step) -> int | None:

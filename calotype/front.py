@@ -95,7 +95,7 @@ def _edited(graph: AnyGraph, settings: Mapping[str, Any] | None) -> Graph:
 def versions() -> dict[str, str]:
     """Versions of the libraries that results may depend on; read without importing them."""
     found = {}
-    for name in ("torch", "diffusers", "transformers", "pillow"):
+    for name in ("torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

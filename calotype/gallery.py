@@ -16,7 +16,7 @@ from nodes.types import Image, Mask
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "gallery.md"
 PICTURES = DOCS / "images" / "gallery"
-COLOURS = 128
+COLOURS = 256
 """Colours of a saved picture: it is to be looked at on a page."""
 HEAD = """# Gallery
 
@@ -102,7 +102,7 @@ EXHIBITS = (
         "outpaint", {"fitted": "the picture", "before": "the canvas", "canvas.mask": "its mask", "image": "outpainted"}
     ),
     Exhibit("loopback", {"first": "first", "second": "second", "third": "third", "image": "fourth"}),
-    Exhibit("sd_upscale", {"fitted": "the picture", "before": "enlarged", "image": "repainted in tiles"}),
+    Exhibit("sd_upscale", {"before": "enlarged", "image": "repainted in tiles"}),
     Exhibit("text2img"),
     Exhibit("hires_fix", {"before": "the first pass", "image": "the second"}),
     Exhibit("denoise_sweep"),

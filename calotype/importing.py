@@ -17,10 +17,10 @@ from calotype.infotext import Parameters, parse
 from calotype.library import Library
 from calotype.picture import folders_of, read_graph
 from engine.errors import FileError, GraphError, Problem
-from engine.file import File, Files, ModelFile
+from engine.file import File, Files
 from engine.graph import Graph
 from nodes.diffusion import prompt
-from nodes.files import EmbeddingFile, LoraFile, VaeFile
+from nodes.files import CheckpointFile, EmbeddingFile, LoraFile, VaeFile
 
 SHOWN = 60
 """Characters of a value that are shown."""
@@ -332,7 +332,7 @@ class _Reading:
         self.taken |= {"Model", "Model hash", "VAE", "VAE hash"}
         name, vae = self.fields.get("Model"), self.fields.get("VAE")
         if name:
-            self.controls["checkpoint"] = self.named(ModelFile, "checkpoint", name, self.fields.get("Model hash"))
+            self.controls["checkpoint"] = self.named(CheckpointFile, "checkpoint", name, self.fields.get("Model hash"))
         else:
             said = f" (only its hash, {self.fields['Model hash']})" if "Model hash" in self.fields else ""
             self.assumed.append(f"the model is not in the text{said}: pocket stands for it; --set checkpoint=NAME")

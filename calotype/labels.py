@@ -77,7 +77,13 @@ def hint(param: Param, value: object) -> str:
     """What a parameter takes for a label of the WebUI's: `; "Euler a" is euler_ancestral here`, or nothing."""
     found = (_lookup(words, value) for words in (RESIZE, CONTENT, AREA, EMPHASIS, RNG, UPSCALERS, SAMPLERS, SCHEDULES))
     taken = next((word for word in found if word and _takes(param, word)), None)
-    return f'; "{value}" is {taken} here' if taken else ""
+    if taken:
+        return f'; "{value}" is {taken} here'
+    try:
+        sampler, ending = sampler_of(value)
+    except ValueError:
+        return ""
+    return f'; "{value}" is {sampler} here, with the schedule {ending}' if _takes(param, sampler) else ""
 
 
 def _takes(param: Param, word: str) -> bool:

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from calotype.front import MODELS
 from engine.file import File, Files, ModelFile
-from nodes.files import EmbeddingFile, LoraFile, VaeFile
+from nodes.diffusion import checkpoint
+from nodes.diffusion.tensors import LoadError
+from nodes.files import CheckpointFile, EmbeddingFile, LoraFile, VaeFile
 
-KINDS: tuple[type[File], ...] = (LoraFile, EmbeddingFile, VaeFile)
+KINDS: tuple[type[File], ...] = (CheckpointFile, LoraFile, EmbeddingFile, VaeFile)
 
 
 class Model(NamedTuple):
@@ -30,7 +32,17 @@ def models(files: Files) -> Iterator[Model]:
             yield _model(files.find_mentioned(kind, name))
 
 
+def _kind(file: File) -> str:
+    """The kind, and of a checkpoint in one file what its tensors say that it is."""
+    if not isinstance(file, CheckpointFile) or not file.path.is_file():
+        return file.kind
+    try:
+        return f"{file.kind}, {checkpoint.described(file.path)}"
+    except LoadError:
+        return f"{file.kind}, not usable"
+
+
 def _model(file: File) -> Model:
     held = file.path.rglob("*") if file.path.is_dir() else [file.path]
     size = sum(path.stat().st_size for path in held if path.is_file())
-    return Model(file.name, file.kind, size, file.digest.hex(), file.path)
+    return Model(file.name, _kind(file), size, file.digest.hex(), file.path)

@@ -69,7 +69,7 @@ class Reporter:
     def _finished(self, event: NodeFinished) -> None:
         if event.node in self._bars:
             self._progress.remove_task(self._bars.pop(event.node))
-        line = f"  {event.outcome:<8} {event.seconds:7.3f} s  {event.node:<22} {event.type:<16} {event.reason}"
+        line = f"  {event.outcome:<8} {event.seconds:7.3f} s  {event.node:<25} {event.type:<20} {event.reason}"
         self._print(line, event.outcome)
 
     def _list_idle(self) -> None:

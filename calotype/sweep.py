@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.labels import hint
+from calotype.meaning import parameters
 from calotype.values import check_count, listed, number_range, parted, reordered, whole_range
 from engine.engine import Engine
 from engine.errors import FileError, GraphError, Problem
@@ -13,7 +14,7 @@ from engine.file import File
 from engine.graph import AXES, BATCH, Graph
 from engine.param import Param
 from engine.program import Program
-from engine.socket import Float, Int
+from engine.socket import Float, Int, Text
 
 SIZE = ("width", "height")
 WILD = frozenset("*?[")
@@ -226,9 +227,8 @@ class _Reader:
 
     def _param(self, name: str) -> Param | None:
         """The parameter that a name leads to; None where validation has something to say of it."""
-        node, param = self.graph.locate(name)
-        definition = self.engine.registry.get(self.graph.node_type(node))
-        return definition.params.get(param) if definition else None
+        own, *fed = parameters(self.engine, self.graph, name) or (None,)
+        return next((param for param in fed if own and own.scalar is Text and param.scalar is Text), own)
 
     def _literal(self, name: str) -> Any:
         """What stands at a name."""

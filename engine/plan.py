@@ -185,13 +185,27 @@ class Survey:
 
     def planned(self) -> Iterator[Planned]:
         """The verdicts, in topological order; nodes that nothing asked for come last."""
+        lacking = self._lacking()
         for position in self.order:
             step = self.program.steps[position]
-            yield Planned(step.id, step.definition.type, *self.verdict(position), needs=self.program.needs(step))
+            verdict = (Verdict.MAY_RUN, self._explain(position)) if position in lacking else self.verdict(position)
+            yield Planned(step.id, step.definition.type, *verdict, needs=self.program.needs(step))
         for position, step in enumerate(self.program.steps):
             if position not in self.marks:
                 needs = self.program.needs(step)
                 yield Planned(step.id, step.definition.type, Verdict.UNNEEDED, "not asked for", needs)
+
+    def _lacking(self) -> set[int]:
+        """Steps whose values are known but not there, and would have to be made for something that may run."""
+        found: set[int] = set()
+        for position in reversed(self.order):
+            mark = self.marks[position]
+            if position not in found and (mark.key is not None or mark.done):
+                continue
+            known = [self.identity(port) for port in self.program.steps[position].needs]
+            missing = {self._producer[each] for each in known if each is not None and not self.available(each)}
+            found |= {producer for producer in missing if not self.marks[producer].todo}
+        return found
 
     def verdict(self, position: int) -> tuple[Verdict, str]:
         """Whether a step will run, and why."""

@@ -20,6 +20,14 @@ PICKLES = (".pt", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointFile(ModelFile):
+    """A model, a file or a folder in diffusers' layout, by its name in a folder `checkpoints` or by its path."""
+
+    folder: ClassVar[str] = "checkpoints"
+    suffixes: ClassVar[tuple[str, ...]] = (".safetensors", *PICKLES)
+
+
+@dataclass(frozen=True, slots=True)
 class LoraFile(File):
     """A LoRA, by its name in a folder `loras` or by its path."""
 
@@ -39,7 +47,7 @@ class EmbeddingFile(File):
 
 @dataclass(frozen=True, slots=True)
 class VaeFile(ModelFile):
-    """A VAE in diffusers' layout, by its name in a folder `vae` or by its path; or a model, whose VAE is meant."""
+    """A VAE, a file or a folder in diffusers' layout, by its name in a folder `vae` or by its path; or a model's."""
 
     kind: ClassVar[str] = "VAE"
     folder: ClassVar[str] = "vae"

@@ -108,8 +108,8 @@ def grow(mask: Mask, by: Reach = 8, shape: Shape = "round", feather: Pixels = 0)
     """Grow the repainted area `by` pixels, or shrink it when negative, then fade its edge over `feather` pixels.
 
     `round` reaches what lies within a distance of `by`, `square` also the corners; grey levels spread like white. The
-    border of the canvas neither grows nor eats into the area. `kernel` is what ComfyUI grows by, half as far; of an even
-    square the middle is the pixel above left of its centre. The fade reaches `feather` px to each side of the edge.
+    border of the canvas neither grows nor eats into the area. `kernel`, as in ComfyUI, grows half as far, an even
+    square a pixel farther to the right and down. The fade reaches `feather` px to each side of the edge.
     """
     grown = _dilated(mask.data, by, shape) if by >= 0 else 255 - _dilated(255 - mask.data, -by, shape)
     return Mask(_blurred(grown, feather / 2.5))

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from engine.file import ModelFile
 from engine.node import node
 from nodes.diffusion import load as loading
-from nodes.files import LoraFile
+from nodes.files import CheckpointFile, LoraFile
 from nodes.types import LatentSpace, Loras, Precision, TextEncoder, Unet, Vae
 
 
@@ -26,11 +25,13 @@ class Patched(NamedTuple):
 
 
 @node("model.load", version=2)
-def load(checkpoint: ModelFile, precision: Precision = "auto") -> Parts:
+def load(checkpoint: CheckpointFile, precision: Precision = "auto") -> Parts:
     """Refer to the UNet, text encoder and VAE of a checkpoint.
 
-    `checkpoint` is a folder in diffusers' layout, or `pocket`, the embedded model. Nothing is loaded here: the parts
-    are references, known by the content of the checkpoint's files, and are loaded by the nodes that use them.
+    `checkpoint` is a safetensors file of Stable Diffusion 1.x or 2.x as it is shared, also for inpainting, by its name
+    in a folder `checkpoints` or by its path; or a folder in diffusers' layout; or `pocket`, the embedded model. Nothing
+    is loaded here: the parts are references, known by the content of the checkpoint's files, and are loaded by the
+    nodes that use them. A file without a VAE needs one from `vae.load`.
     """
     digest = checkpoint.digest.hex()
     space = LatentSpace(**loading.latent_space(checkpoint.path))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from math import sqrt
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from annotated_types import Ge, Le
@@ -84,6 +84,8 @@ ScheduleName = Literal[
     "align_your_steps_xl",
 ]
 """A schedule; "automatic" is the one that the sampler is made for."""
+Step = Annotated[int, Ge(0), Le(100_000)]
+"""A place among the steps of a run; 0 is the first."""
 PLAIN = SampleOptions()
 NEARLY = 1e-5
 """By how much a level may miss the highest one and still be it."""
@@ -110,6 +112,9 @@ class _Call:
     options: SampleOptions = PLAIN
     convention: Convention = "exact"
     round_mask: bool = True
+    first: int = 0
+    last: int | None = None
+    leftover: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +165,9 @@ def sample(
     schedule: ScheduleName = "karras",
     convention: Convention = "exact",
     round_mask: bool = True,
+    first: Step = 0,
+    last: Step | None = None,
+    leftover: bool = False,
 ) -> Latent:
     """Add noise to a latent and remove it again under a prompt.
 
@@ -174,6 +182,10 @@ def sample(
     replaced by the original outside of it. The mask is rounded to whole latent cells; without `round_mask` its greys
     mix both. `soft` reads greys as how much may change instead. `inpaint` is what an inpainting model wants to see of
     picture and mask; other models ignore it. One latent serves all pictures of the noise, or there is one for each.
+
+    Of the steps those from `first` on and before `last` run, counted from 0. What is left out at the end is made up for
+    in the last step, unless `leftover` noise is to stay for another `sample`, which begins there and adds none of its
+    own (the option `noise_multiplier` 0).
     """
     call = _Call(
         unet=unet,
@@ -193,6 +205,9 @@ def sample(
         options=options or PLAIN,
         convention=convention,
         round_mask=round_mask,
+        first=first,
+        last=last,
+        leftover=leftover,
     )
     [result] = drive([_sampled(call)], _answer)
     if isinstance(result, BaseException):
@@ -235,21 +250,34 @@ def _sampling(call: _Call, model: UnetModel) -> _Run[torch.Tensor]:
         round_mask=call.round_mask,
         noise=drawn.initial if comfy else None,
     )
-    whole, begin = _levels(call, model.table)
-    sigmas = whole[begin:]
+    way = _way(call, model.table)
+    sigmas = way.levels
     if len(sigmas) < 2:
         return start
     check_prompts(call.positive, call.negative, call.cfg, model)
     concat = concatenated(call.inpaint, start, model)
     guidance = Guidance(call.positive, call.negative, call.cfg, keeper, concat, whole_timesteps=comfy)
-    steps = _steps(call, start, drawn, whole, begin, highest=model.table.sigma_max)
+    steps = _steps(call, start, drawn, way, model.table)
     total = evaluations(call.sampler, sigmas, **keywords(call.options)) or call.steps
-    with closing(guided(steps, guidance, call.steps * sampler.asks)) as run:
+    with closing(
+        guided(steps, guidance, call.steps * sampler.asks, call.first * sampler.asks, finished=sigmas[-1] == 0)
+    ) as run:
         return (yield from _reported(run, total, call, model))
 
 
-def _levels(call: _Call, table: NoiseSchedule) -> tuple[list[float], int]:
-    """The whole schedule of a call, and where in it the call begins."""
+class _Way(NamedTuple):
+    """The levels that a call visits, and the lowest and highest that its Brownian paths run between.
+
+    ComfyUI's run between those of the run, the WebUI's between those of the whole schedule.
+    """
+
+    levels: list[float]
+    low: float
+    high: float
+
+
+def _way(call: _Call, table: NoiseSchedule) -> _Way:
+    """The levels of a call."""
     sampler = SAMPLERS[call.sampler]
     name = sampler.schedule if call.schedule == "automatic" else call.schedule
     whole, begin = plan(
@@ -261,7 +289,12 @@ def _levels(call: _Call, table: NoiseSchedule) -> tuple[list[float], int]:
         discards=call.convention in sampler.discards or call.options.discard_penultimate,
         limits=limits(call.options),
     )
-    return whole.tolist(), begin
+    levels, run = whole.tolist(), whole[begin:].tolist()
+    visited = run[call.first :] if call.last is None else run[call.first : call.last + 1]
+    if not call.leftover and len(visited) > 1:
+        visited[-1] = 0.0
+    above = [level for level in (visited if call.convention == "comfy" else levels) if level > 0]
+    return _Way(visited, above[-1], above[0]) if above else _Way(visited, 0.0, 0.0)
 
 
 def _drawn(call: _Call, start: torch.Tensor) -> Streams:
@@ -271,20 +304,18 @@ def _drawn(call: _Call, start: torch.Tensor) -> Streams:
     return streams(call.noise, start.shape[1:], call.latent.space.downscale, seed_delta=again, device=start.device)
 
 
-def _steps(
-    call: _Call, start: torch.Tensor, drawn: Streams, whole: Sequence[float], begin: int, *, highest: float
-) -> Steps:
-    """Start the call's sampler on its noise; `highest` is the highest level that the model knows.
+def _steps(call: _Call, start: torch.Tensor, drawn: Streams, way: _Way, table: NoiseSchedule) -> Steps:
+    """Start the call's sampler on its noise.
 
-    ComfyUI makes noise that covers all of a latent a little stronger: with what it covers its variance would be 1 more.
+    ComfyUI makes noise that covers all of a latent a little stronger, for the latent's own variance of 1.
     """
     sampler, options, shape = SAMPLERS[call.sampler], call.options, start.shape[1:]
-    recipe = call.noise
+    recipe, level = call.noise, way.levels[0]
     path = brownian(
         recipe.seeds,
         shape,
-        whole[-2],
-        whole[0],
+        way.low,
+        way.high,
         source=recipe.source,
         places=recipe.places,
         device=start.device,
@@ -294,11 +325,10 @@ def _steps(
         step = path(sigma, following) if sampler.brownian else drawn()
         return step if options.noise_scale == 1 else step * options.noise_scale
 
-    level = whole[begin]
-    if call.convention == "comfy" and level > highest * (1 - NEARLY):
+    if call.convention == "comfy" and level > table.sigma_max * (1 - NEARLY):
         level = sqrt(1 + level**2)
     x = start + drawn.initial * (options.noise_multiplier * (level + options.extra_noise))
-    return sampler(x, whole[begin:], noise, **keywords(options))
+    return sampler(x, way.levels, noise, **keywords(options))
 
 
 def _pictures(call: _Call) -> Iterator[_Call]:

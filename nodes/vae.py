@@ -42,7 +42,8 @@ def decode(vae: Vae, latent: Latent, context: Context, *, rounding: coding.Round
 def load(vae: Vae, source: VaeFile | None = None) -> Vae:
     """Refer to another VAE than the checkpoint's own, at the same precision; without a `source`, the given one.
 
-    `source` is a VAE's folder in diffusers' layout, by its name in a folder `vae` or by its path, or that of a model.
+    `source` is a VAE, a safetensors file as it is shared or a folder in diffusers' layout, by its name in a folder
+    `vae` or by its path; or a model, whose VAE is meant.
     """
     if source is None:
         return vae

@@ -38,6 +38,8 @@ assert outcomes == {"hit", "unneeded"}, outcomes
 assert all(pathlib.Path(path).is_file() for paths in report["outputs"].values() for path in paths)
 import calotype
 assert "site-packages" in calotype.__file__, calotype.__file__
+from nodes.diffusion import checkpoint
+assert {"vocab.json", "merges.txt", "LICENSE"} <= {path.name for path in checkpoint.TOKENIZER.iterdir()}
 """
 
 

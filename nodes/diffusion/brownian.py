@@ -1,12 +1,12 @@
 """Brownian motion over noise levels: noise that belongs to an interval, not to a call.
 
-Every picture has its own path W, fixed by its seed alone: W(a, c) = W(a, b) + W(b, c), whatever was asked before, by
-whichever sampler, beside whichever pictures. What a sampler gets of an interval is W(a, b) / sqrt(|a - b|), which is
-standard normal.
+Every picture has its own path W, fixed by its seed and its range alone: W(a, c) = W(a, b) + W(b, c), whatever was asked
+before, by whichever sampler, beside whichever pictures. What a sampler gets of an interval is W(a, b) / sqrt(|a - b|),
+which is standard normal.
 
 The path is a binary tree of bridges: halfway through an interval it is off the straight line by a normal number of its
-own, seeded by the node. Levels are rounded to a 2 ** 24th of the range. k-diffusion takes torchsde's tree for the same
-purpose; it splits elsewhere, so pictures made with it are different, if no less likely.
+own, seeded by the node, down to levels of six decimals. Seeds and halves are those of torchsde's BrownianTree, which
+k-diffusion, the WebUI and ComfyUI draw from, so their pictures can be made again.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-SPLIT = 2**24
-"""Positions in the range."""
+DECIMALS = 6
+"""Decimals that a level is rounded to."""
+POOL = 24
+"""Words of entropy that a seed is spread over."""
 REMEMBERED = 4
-"""Positions whose value is kept: a sampler asks of each at most three times in a row."""
+"""Levels whose value is kept: a sampler asks of each at most three times in a row."""
 
 Draw: TypeAlias = Callable[[int], Tensor]
 
@@ -37,47 +40,51 @@ class Brownian:
     low: float
     high: float
     device: torch.device | str = "cpu"
-    _values: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _values: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, sigma: float, following: float) -> Tensor:
         """Return the noise of the way between two different levels, (N, C, h, w), standard normal."""
-        begin, end = self._position(sigma), self._position(following)
+        begin, end = self._level(sigma), self._level(following)
         if begin == end:
             raise ValueError(f"noise between {sigma:g} and {following:g}: these levels are one; take fewer steps")
         noise = (self._value(end) - self._value(begin)) / sqrt(abs(end - begin))
         return noise.float().to(self.device, non_blocking=True)
 
-    def _position(self, sigma: float) -> int:
-        share = (sigma - self.low) / (self.high - self.low)
-        return round(min(max(share, 0.0), 1.0) * SPLIT)
+    def _level(self, sigma: float) -> float:
+        return _rounded(min(max(sigma, self.low), self.high))
 
-    def _value(self, position: int) -> Tensor:
-        """W at a position, with as many units of variance as positions before it."""
-        if position not in self._values:
+    def _value(self, level: float) -> Tensor:
+        """W at a level, with a variance of the way from `low`."""
+        if level not in self._values:
             if len(self._values) == REMEMBERED:
                 del self._values[next(iter(self._values))]
             paths = zip(self.draws, self.seeds, strict=True)
-            self._values[position] = torch.stack([self._path(draw, seed, position) for draw, seed in paths])
-        return self._values[position]
+            self._values[level] = torch.stack([self._path(draw, seed, level) for draw, seed in paths])
+        return self._values[level]
 
-    def _path(self, draw: Draw, seed: int, position: int) -> Tensor:
-        """Follow one picture's bridges down to a position."""
-        end = draw(node_seed(seed, 0)).double() * sqrt(SPLIT)
+    def _path(self, draw: Draw, seed: int, level: float) -> Tensor:
+        """Follow one picture's bridges down to a level."""
+        end = draw(node_seed(seed)).double() * sqrt(self.high - self.low)
         begin = torch.zeros_like(end)
-        left, width, node = 0, SPLIT, 1
-        while left < position < left + width:
-            middle = (begin + end) / 2 + draw(node_seed(seed, node)) * (sqrt(width) / 2)
-            width //= 2
-            if position < left + width:
-                end, node = middle, 2 * node
+        left, right, node, depth = _rounded(self.low), _rounded(self.high), 0, 0
+        while left < level < right:
+            half = round((left + right) / 2, DECIMALS)
+            before, after, whole = half - left, right - half, right - left
+            bend = draw(node_seed(seed, node, depth)).double() * sqrt(before * after / whole)
+            middle = begin + (end - begin) * (before / whole) + bend
+            depth += 1
+            if level <= half:
+                right, end, node = half, middle, 2 * node
             else:
-                begin, left, node = middle, left + width, 2 * node + 1
-        return begin if position == left else end
+                left, begin, node = half, middle, 2 * node + 1
+        return begin if level <= left else end
 
 
-def node_seed(seed: int, node: int) -> int:
-    """Mix a picture's seed and a node of its tree: SplitMix64, Steele et al. 2014, so that neighbours are unlike."""
-    mixed = (seed + (node + 1) * 0x9E3779B97F4A7C15) % 2**64
-    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
-    return mixed ^ mixed >> 31
+def node_seed(seed: int, *place: int) -> int:
+    """Return the seed of a node of a path's tree, at its `place` (number from the left, depth), or of all of it."""
+    return int(np.random.SeedSequence(seed, spawn_key=place, pool_size=POOL).generate_state(1)[0])
+
+
+def _rounded(level: float) -> float:
+    """Round a level, as the float32 number that it is elsewhere."""
+    return round(float(np.float32(level)), DECIMALS)

@@ -71,11 +71,14 @@ CLIP = Kind(
 )
 OPEN_CLIP = Kind("text encoder", ("cond_stage_model.model.",), "token_embedding.weight", ())
 
-_OTHERS = {
+_UNSUPPORTED = {
     "conditioner.embedders.": "an SDXL checkpoint; SDXL is not supported, take one of Stable Diffusion 1.x or 2.x",
     "diffusion_model.label_emb.": "the UNet of SDXL; SDXL is not supported, take a Stable Diffusion 1.x or 2.x model",
     "joint_blocks.": "a Stable Diffusion 3 model, which is not supported; take one of Stable Diffusion 1.x or 2.x",
     "double_blocks.": "a Flux model, which is not supported; take one of Stable Diffusion 1.x or 2.x",
+}
+"""Models that this code does not run, by a piece of a tensor's name."""
+_OTHERS = {
     "input_hint_block.": "a ControlNet, which changes a checkpoint and is none",
     "controlnet_cond_embedding.": "a ControlNet, which changes a checkpoint and is none",
     "lora_": "a LoRA, which changes a checkpoint and is none; put it on one with the node model.lora",
@@ -84,7 +87,7 @@ _OTHERS = {
     "down_blocks.": "one part in diffusers' layout, which needs its config.json; name the whole folder of the model",
     "text_model.encoder.": "a text encoder alone",
 }
-"""What other files are, by a piece of a tensor's name; the first that is found counts."""
+"""What files without any part of a checkpoint are, likewise; the first that is found counts."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def text_encoder(path: Path, dtype: torch.dtype, device: torch.device | str) -> 
 
 def tokenizer_options(path: Path) -> dict[str, Any]:
     """What the tokenizer of a checkpoint has other than the vocabulary in TOKENIZER."""
-    return _data(_text(path)[1])["tokenizer"]
+    options: dict[str, Any] = _data(_text(path)[1])["tokenizer"]
+    return options
 
 
 def schedule(path: Path) -> NoiseSchedule:
@@ -203,12 +207,17 @@ def _prefix(kind: Kind, found: Mapping[str, Shape]) -> str | None:
 def _part(path: Path, kind: Kind, found: Mapping[str, Shape] | None = None) -> Part:
     """Find a part among the tensors of a file, or say what the file is instead."""
     found = _shapes(path) if found is None else found
-    other = next((said for piece, said in _OTHERS.items() if any(piece in name for name in found)), None)
-    prefix = _prefix(kind, found)
-    if prefix is None or (other is not None and prefix):
-        raise LoadError(path, f"a {kind.word} ({kind.prefixes[0]}{kind.mark})", other or _instead(kind, found))
+    unsupported, prefix = _told(_UNSUPPORTED, found), _prefix(kind, found)
+    if prefix is None or unsupported:
+        expected = f"a {kind.word} of Stable Diffusion 1.x or 2.x (tensors such as {kind.prefixes[0]}{kind.mark})"
+        raise LoadError(path, expected, unsupported or _instead(kind, found))
     own = {name.removeprefix(prefix): shape for name, shape in found.items() if name.startswith(prefix)}
     return Part(path, kind, prefix, own)
+
+
+def _told(sentences: Mapping[str, str], found: Collection[str]) -> str | None:
+    """The sentence about the first piece that occurs in a name."""
+    return next((said for piece, said in sentences.items() if any(piece in name for name in found)), None)
 
 
 def _instead(kind: Kind, found: Mapping[str, Shape]) -> str:
@@ -222,7 +231,7 @@ def _instead(kind: Kind, found: Mapping[str, Shape]) -> str:
         return "averaged weights (model_ema.) alone; take the file that has the others too"
     if held:
         return f"{' and '.join(held)} alone; take a checkpoint that has all parts"
-    return f"{len(found)} tensors of something else: {some(list(found)) or 'none'}"
+    return _told(_OTHERS, found) or f"{len(found)} tensors of something else: {some(list(found))}"
 
 
 def _text(path: Path) -> tuple[Part, Family]:

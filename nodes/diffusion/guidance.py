@@ -204,21 +204,24 @@ class Question:
     calls: int = 1
 
 
-def guided(steps: Steps, guidance: Guidance, calls: int = 1) -> Generator[Question, Tensor, Tensor]:
-    """Put a sampler's questions under `guidance`; what the mask keeps is put back into its result once more.
+def guided(
+    steps: Steps, guidance: Guidance, calls: int = 1, first: int = 0, *, finished: bool = True
+) -> Generator[Question, Tensor, Tensor]:
+    """Put a sampler's questions under `guidance`; what the mask keeps is put back into a `finished` result once more.
 
-    Scheduled prompts are told the number of each question, out of `calls`: they alone need to know it.
+    Scheduled prompts are told the number of each question, from `first` on, out of `calls`: they alone need to know it.
     """
     with closing(steps):
         try:
             x, sigma = next(steps)
-            call = 0
+            call = first
             while True:
                 shown = guidance.enter(x, sigma)
                 x, sigma = steps.send((yield Question(shown, sigma, guidance, call, calls)))
                 call += 1
         except StopIteration as end:
-            return guidance.finish(end.value)
+            result: Tensor = end.value
+            return guidance.finish(result) if finished else result
 
 
 @dataclass(frozen=True, eq=False)

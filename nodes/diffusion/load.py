@@ -1,4 +1,4 @@
-"""Loading: parts of a Stable Diffusion 1.x or 2.x model from a folder in diffusers' layout, or a checkpoint in one file.
+"""Loading: the parts of a Stable Diffusion 1.x or 2.x model, from a folder in diffusers' layout or a single file.
 
 Nothing is fetched, reported or unpickled: only local safetensors files are read, and what does not fit is refused.
 """

@@ -112,9 +112,9 @@ def _of_vae(name: str, finest: int) -> str:
             return f"{side}.mid.attn_1.{_VAE_ATTENTION.get(rest, rest)}"
         return f"{side}.mid.block_{number + 1}.{rest}"
     if found := _VAE_BLOCK.fullmatch(name):
-        side, way, level, kind, number, rest = found[1], found[2], int(found[3]), found[4], found[5], found[6]
-        level = level if way == "down" else finest - level
-        inner = f"block.{number}.{_shortcut(rest)}" if kind == "resnets" else f"{way}sample.{rest}"
+        side, way, kind, rest = found[1], found[2], found[4], found[6]
+        level = int(found[3]) if way == "down" else finest - int(found[3])
+        inner = f"block.{found[5]}.{_shortcut(rest)}" if kind == "resnets" else f"{way}sample.{rest}"
         return f"{side}.{way}.{level}.{inner}"
     return name.replace("conv_norm_out", "norm_out")
 

@@ -28,10 +28,12 @@ class NoiseSchedule:
     `sigmas[t]` is the noise level of timestep t: positive and ascending, 1000 of them for Stable Diffusion. Between two
     timesteps log sigma is linear, so every sigma in the table's range has an exact, fractional timestep.
     `prediction` is "epsilon" (the noise) or "v_prediction" (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512).
+    `exact` are the same levels without the rounding that `sigmas` shares with other programs; `nearest` wants them.
     """
 
     sigmas: tuple[float, ...] = field(repr=False)
     prediction: Prediction = "epsilon"
+    exact: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse a table without an inverse."""
@@ -56,7 +58,7 @@ class NoiseSchedule:
         _check_choice("beta_schedule", kind, get_args(BetaSchedule))
         power = 1 if kind == "linear" else 2
         betas = torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
-        return cls(_sigmas(betas), prediction)
+        return cls(_sigmas(betas), prediction, _exact_sigmas(betas))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -68,7 +70,8 @@ class NoiseSchedule:
         _check_config(config)
         prediction = config.get("prediction_type", "epsilon")
         if config.get("trained_betas") is not None:
-            return cls(_sigmas(torch.tensor(config["trained_betas"], dtype=torch.float64)), prediction)
+            betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
+            return cls(_sigmas(betas), prediction, _exact_sigmas(betas))
         return cls.from_betas(
             config["beta_start"],
             config["beta_end"],
@@ -100,13 +103,15 @@ class NoiseSchedule:
     def nearest(self, sigma: float) -> int:
         """Return the whole timestep whose noise level is nearest in log sigma.
 
-        Levels half way between two are those that schedules of even timesteps visit; which of the two float32 finds
-        nearer, by way of exp and log, is what k-diffusion and ComfyUI take.
+        Schedules of even timesteps visit levels half way between two. Of these it is the one that float32 finds nearer,
+        by way of exp and log: ComfyUI's.
         """
         below, part = divmod(self.timestep(sigma), 1)
         if abs(part - 0.5) > HALF_WAY:
             return int(below) + (part > 0.5)
-        low, high = torch.tensor(self.sigmas[int(below) : int(below) + 2], dtype=torch.float64).log().float()
+        low, high = (
+            torch.tensor((self.exact or self.sigmas)[int(below) : int(below) + 2], dtype=torch.float64).log().float()
+        )
         middle = (0.5 * low + 0.5 * high).exp().log()
         return int(below) + bool((middle - high).abs() < (middle - low).abs())
 
@@ -137,6 +142,12 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def _sigmas(betas: Tensor) -> tuple[float, ...]:
-    """Turn float64 betas into sigmas."""
-    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    """Turn float64 betas into sigmas, by way of the float32 alphas_cumprod that checkpoints carry."""
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0).float().double()
     return tuple(cast("Sequence[float]", ((1 - alphas_cumprod) / alphas_cumprod).sqrt().tolist()))
+
+
+def _exact_sigmas(betas: Tensor) -> tuple[float, ...]:
+    """Turn float64 betas into sigmas in float64."""
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    return tuple(((1 - alphas_cumprod) / alphas_cumprod).sqrt().tolist())

@@ -235,10 +235,12 @@ class TestRefusals:
             (("sweep", "img2img"), "name at least one axis"),
             (("fly",), "No such command"),
             (("run", "img2img", "--set", "sampler=Euler a"), '"Euler a" is euler_ancestral here'),
+            (("run", "img2img", "--set", "sampler=DPM++ 2M Karras"), "is dpmpp_2m here, with the schedule karras"),
             (("run", "img2img", "--cache", __file__), "cache folder"),
             (("run", "x" * 5000), "is not the name of a graph"),
             (("sweep", "img2img", "--x", "strength=2-1 (+1)"), "does not lead from 2 to 1"),
             (("sweep", "img2img", "--x", "steps=1,2", "--vary", "seed=y"), "sweep.vary.seed: this sweep has no axis y"),
+            (("sweep", "img2img", "--x", "steps=1,2", "--x", "cfg=1,2"), "--x stands 2 times"),
             (("sweep", "img2img", "--x", "strenght=1,2"), 'did you mean "strength"?'),
         ],
     )
@@ -373,17 +375,23 @@ class TestLookingAround:
         assert "denoise" in call("nodes", "sample")[1]
 
     def test_loras_embeddings_and_vaes_are_listed_with_what_they_are_known_by(self, call, tmp_path):
-        for folder, name in (("loras/old", "fox.safetensors"), ("embeddings", "easy.pt"), ("vae/mine", "config.json")):
+        for folder, name in (
+            ("checkpoints", "real.safetensors"),
+            ("loras/old", "fox.safetensors"),
+            ("embeddings", "easy.pt"),
+            ("vae/mine", "config.json"),
+        ):
             (tmp_path / folder).mkdir(parents=True)
             (tmp_path / folder / name).write_text("x" * 100_000)
         listed = [line.split("\t")[:4] for line in call("models")[1].splitlines()]
         digest = hashlib.sha256(b"x" * 100_000).hexdigest()[:12]
         assert [row[:3] for row in listed[1:]] == [
+            ["real", "model, not usable", "0.1 MB"],
             ["old/fox", "lora", "0.1 MB"],
             ["easy", "embedding", "0.1 MB"],
             ["mine", "VAE", "0.1 MB"],
         ]
-        assert [row[3] for row in listed[1:3]] == [digest, digest]
+        assert [row[3] for row in listed[1:4]] == [digest] * 3
 
     def test_a_graph_is_drawn(self, call):
         assert call("show", "inpaint_after_img2img")[1].startswith("flowchart LR")

@@ -259,6 +259,15 @@ class TestCaption:
             "the plot; to make it: calotype sweep GRAPH --x strength=0.5,1 --y sampler=euler,dpmpp_2m",
         )
 
+    def test_a_sheet_of_replaced_words_says_so(self, engine):
+        sweep = {"y": {"prompt": ["fox", "owl, grey"], "negative": ["fox", "owl, grey"]}, "replace": {"y": "fox"}}
+        text = captioned(engine, recipes.img2img("face.png", prompt="a fox", seed=1).replace(sweep=sweep))
+        fields = parse(text).fields
+        assert (fields["Y Type"], fields["Y Values"]) == ("Prompt S/R", 'fox,"owl, grey"')
+        assert imports(text, engine, image="face.png").left_out == (
+            "the plot; to make it: calotype sweep GRAPH --y 'prompt:replace=fox,\"owl, grey\"'",
+        )
+
     def test_models_are_named_with_their_hashes(self, engine, tmp_path):
         (tmp_path / "loras").mkdir()
         (tmp_path / "loras/winter.safetensors").write_bytes(b"winter")
@@ -308,14 +317,14 @@ class TestImported:
         found = imported(text, Files([tmp_path], anywhere=False))
         another = ", but it is another one: its hash is 30fde358b3"
         assert found.needed == (
-            f"checkpoint dream (hash 0123456789): found as dream.safetensors{another}",
+            f"checkpoint dream (hash 0123456789): found as dream{another}",
             "VAE kl.ckpt: not found here; --set vae=NAME takes another one",
             "lora here: found",
             "lora there: not found here; it belongs into a folder loras/",
             "embedding easy negative: not found here; it belongs into a folder embeddings/",
         )
         nodes = found.graph.dump()["nodes"]
-        assert nodes["model"]["params"]["checkpoint"] == "dream.safetensors"
+        assert nodes["model"]["params"]["checkpoint"] == "dream"
         assert nodes["prompted"]["params"]["vae"] == "kl.ckpt"
 
     def test_the_picture_it_began_with_is_known_by_its_hash(self, engine):

@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 
 from calotype import Engine, Image, find
+from calotype.cost import cost
 from calotype.library import INPUTS, SAVED, graphs_in
 from engine.event import NodeMeasured
 
@@ -169,6 +170,24 @@ def test_a_plot_encodes_once_and_shares_calls(engine):
     assert sum(measured) == 3 * (12 * 2 + 4), "a picture at cfg 1 needs no negative prompt"
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("img2img", {"sampler": "heun"}),
+        ("img2img", {"strength": 0.0}),
+        ("img2img", {"prompt": "a face AND blue :0.5", "count": 3}),
+        ("hires_fix", {"rounding": "truncate"}),
+        ("denoise_cfg_plot", {"steps": 4}),
+    ],
+)
+def test_what_a_run_costs_is_known_before_it_and_whatever_was_there(engine, name, given):
+    graph = quick(find(name), engine).set({"seed": 777, **given})
+    expected = cost(engine, graph, None, engine.plan(graph))
+    measured = []
+    engine.run(graph, listener=lambda event: measured.append(event.value) if isinstance(event, NodeMeasured) else None)
+    assert (expected.evaluations, expected.calls) == (sum(measured), len(measured))
+
+
 def test_one_more_value_on_an_axis_runs_its_cells_alone(engine):
     plot = {"x": {"strength": [0.3, 0.5]}, "y": {"cfg": [2.0, 4.0]}}
     graph = quick(find("img2img"), engine).set(seed=5)
@@ -238,3 +257,21 @@ def test_a_mask_follows_the_picture_also_where_its_latent_is_resized(engine, con
     assert result["start"].data.shape[2:] == (32, 32)
     assert result["image"].size == (96, 64)
     assert outside(result, "frame.overlay", "frame.base", "image")[0] == 0
+
+
+def test_outpainting_in_one_direction_distorts_nothing(engine):
+    graph = quick(find("outpaint"), engine).set(left=32, top=0, right=0, bottom=0)
+    result = engine.run(graph, ["image", "before", "canvas.mask"])
+    assert result["before"].size == result["image"].size == (128, 96)
+    kept = result["before"].data[..., 64:]
+    assert (result["image"].data[..., 64:] == kept).all()
+
+
+def test_an_upscaled_picture_keeps_its_aspect(engine):
+    graph = quick(find("sd_upscale"), engine).set(source="fox.png", factor=0.5)
+    assert engine.run(graph)["image"].size == (192, 128)
+
+
+def test_strokes_of_another_size_lie_over_the_whole_picture(engine):
+    result = engine.run(find("sketch").set(source="fox.png"), ["before", "opacity"])
+    assert result["before"].size == result["opacity"].size == (384, 256)

@@ -5,7 +5,8 @@ import json
 import PIL.Image
 import pytest
 
-from calotype import Engine
+from calotype import Engine, find
+from calotype.meaning import parameters
 from calotype.sweep import Wanted, everything, swept
 from engine.errors import GraphError
 from engine.file import Files
@@ -235,3 +236,27 @@ def test_cells_and_sheets_are_asked_for_by_their_links(engine):
         "grid:image[z0].out",
         "grid:image[z1].out",
     ]
+
+
+class TestConstants:
+    """A name that leads to a constant is judged by what the constant feeds."""
+
+    @pytest.fixture
+    def content(self):
+        with Engine(device="cpu") as engine:
+            yield engine, find("inpaint")
+
+    def test_every_word_of_the_parameter_that_it_feeds_is_a_value(self, content):
+        engine, graph = content
+        sweep = swept(engine, graph, Wanted({"x": "content=*"})).document.sweep
+        assert sweep.x == {"content": ["fill", "original", "noise", "nothing"]}
+
+    def test_a_word_that_nothing_understands_is_refused_before_anything_runs(self, content):
+        engine, graph = content
+        with pytest.raises(GraphError, match="must be 'fill', 'original', 'noise' or 'nothing'"):
+            swept(engine, graph, Wanted({"x": "content=original,nonsense"}))
+
+    def test_a_number_is_judged_by_all_that_it_feeds(self, content):
+        engine, graph = content
+        assert [param.name for param in parameters(engine, graph, "width")] == ["value", "width", "width"]
+        assert [param.name for param in parameters(engine, graph, "strength")] == ["denoise"]

@@ -472,6 +472,23 @@ class TestPlan:
         plan = self.verdicts(engine(), chain())
         assert plan["start"] == ("may run", "input may change (blob)")
 
+    def test_what_something_that_may_run_would_need_may_run_too(self):
+        house = engine()
+        house.run(chain(), ["photo"])
+        nodes = {name: CHAIN[name] for name in ("photo", "start", "noise", "paint")}
+        nodes |= {"share": ("toy.number", {"value": 1}), "half": ("toy.mix", {}, {"a": "paint", "b": "paint"})}
+        nodes["half"][2]["amount"] = "share"
+        made = graph({"wave": "half"}, nodes)
+        assert self.verdicts(house, made) == {
+            "photo": ("hit", "hit"),
+            "start": ("may run", "first run"),
+            "noise": ("may run", "first run"),
+            "paint": ("may run", "first run"),
+            "share": ("run", "first run"),
+            "half": ("may run", "input may change (amount)"),
+        }
+        assert sorted(house.run(made).ran()) == ["half", "noise", "paint", "share", "start"]
+
     def test_a_plan_leaves_the_engine_as_it_was(self):
         house = engine()
         house.plan(chain())

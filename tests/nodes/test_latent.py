@@ -45,6 +45,7 @@ def test_an_empty_latent_has_the_cells_of_its_picture_and_no_other_size():
         ("bicubic", {"mode": "bicubic", "align_corners": False}),
         ("bilinear-antialiased", {"mode": "bilinear", "antialias": True}),
         ("bicubic-antialiased", {"mode": "bicubic", "antialias": True}),
+        ("area", {"mode": "area"}),
     ],
 )
 def test_a_latent_is_resized_by_torch(name, options):
@@ -55,6 +56,32 @@ def test_a_latent_is_resized_by_torch(name, options):
 def test_the_latent_upscale_goes_on_straight_between_cells():
     latent = Latent(torch.tensor([0.0, 1.0, 3.0, 3.0]).reshape(1, 1, 1, 4), LatentSpace(channels=1))
     assert resize(latent, 64, 8).data.flatten().tolist() == [0, 0.25, 0.75, 1.5, 2.5, 3, 3, 3]
+
+
+def cells_in_a_row(*vectors):
+    return Latent(torch.tensor(vectors).T[None, :, None, :], LatentSpace(channels=2))
+
+
+def test_bislerp_turns_vectors_into_one_another_and_goes_evenly_in_their_length():
+    resized = resize(cells_in_a_row([4.0, 0.0], [0.0, 2.0]), 32, 8, "bislerp").data[0, :, 0].T
+    quarter = torch.tensor(torch.pi / 8)
+    first = torch.stack([quarter.cos(), quarter.sin()]) * 3.5
+    torch.testing.assert_close(resized[0], torch.tensor([4.0, 0.0]))
+    torch.testing.assert_close(resized[1], first)
+    torch.testing.assert_close(resized[2].norm(), torch.tensor(2.5))
+    torch.testing.assert_close(resized[3], torch.tensor([0.0, 2.0]))
+
+
+def test_bislerp_takes_the_first_of_parallel_vectors_and_goes_straight_between_opposite_ones():
+    parallel = resize(cells_in_a_row([1.0, 1.0], [3.0, 3.0]), 32, 8, "bislerp").data[0, :, 0].T
+    assert parallel.tolist() == [[1, 1], [1, 1], [1, 1], [3, 3]]
+    opposite = resize(cells_in_a_row([1.0, 0.0], [-3.0, 0.0]), 32, 8, "bislerp").data[0, :, 0].T
+    assert opposite.tolist() == [[1, 0], [0, 0], [-2, 0], [-3, 0]]
+
+
+def test_bislerp_of_an_empty_latent_is_empty():
+    empty_cells = Latent(torch.zeros(1, 4, 2, 2))
+    assert not resize(empty_cells, 40, 24, "bislerp").data.any()
 
 
 def test_sides_are_rounded_down_to_cells():

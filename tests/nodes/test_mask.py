@@ -215,6 +215,13 @@ def test_a_dot_grows_into_a_disc_or_a_square():
     assert np.count_nonzero(plane(grow(dot(31, 15), 5, "square"))) == 11 * 11
 
 
+@pytest.mark.parametrize(("side", "first", "last"), [(0, 15, 15), (1, 15, 15), (2, 15, 16), (5, 13, 17), (6, 13, 18)])
+def test_a_dot_grows_into_a_kernel_of_so_many_pixels(side, first, last):
+    rows, columns = np.nonzero(plane(grow(dot(31, 15), side, "kernel")))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (first, last, first, last)
+    assert len(rows) == (last - first + 1) ** 2
+
+
 def test_the_border_of_the_canvas_does_not_eat_into_the_area():
     full = mask(np.full((6, 6), 255))
     assert torch.equal(grow(full, -4).data, full.data)

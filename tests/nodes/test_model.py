@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from single_file import everything, tiny_clip, tiny_unet, tiny_vae
 
 import pocket
 from calotype import Engine, Graph
@@ -15,7 +17,9 @@ from engine.errors import FileChanged, GraphError, RunFailed
 from engine.file import Files, ModelFile
 from engine.models import ModelPool
 from nodes import model, text, vae
-from nodes.files import LoraFile, VaeFile
+from nodes.diffusion import original
+from nodes.diffusion.tensors import LoadError
+from nodes.files import CheckpointFile, LoraFile, VaeFile
 from nodes.types import Embedding, LatentSpace, Loras, TextEncoder, Unet
 
 KEYS = ("lora_unet_mid_block_attentions_0_proj_in", "lora_te_text_model_encoder_layers_0_mlp_fc1")
@@ -108,6 +112,50 @@ class TestReferences:
         config = json.loads((folder / "unet/config.json").read_text()) | {"in_channels": 9}
         (folder / "unet/config.json").write_text(json.dumps(config))
         assert model.load(files.resolve(ModelFile, "inpainting")).unet.inputs == 9
+
+
+@pytest.fixture
+def single(root):
+    """The embedded model's VAE, and a UNet for inpainting, each in one file as CompVis' code lays it out."""
+    tensors = load_file(pocket.FOLDER / "vae" / "diffusion_pytorch_model.safetensors")
+    places = original.tensors(tensors, original.vae)
+    vae_alone = {place: tensors[name] for name, place in places.items()}
+    widths = {"block_out_channels": (32, 64), "cross_attention_dim": 64, "layers_per_block": 1, "in_channels": 9}
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    weights = UNet2DConditionModel(**widths, **blocks).state_dict()
+    unet = {
+        f"model.diffusion_model.{place}": weights[name]
+        for name, place in original.tensors(weights, original.unet).items()
+    }
+    for folder, name, held in (("vae", "alone", vae_alone), ("checkpoints", "bare", unet)):
+        (root / folder).mkdir(exist_ok=True)
+        save_file(held, root / folder / f"{name}.safetensors")
+    return root
+
+
+class TestSingleFiles:
+    def test_a_checkpoint_is_found_by_its_name_and_known_by_its_content(self, single, files):
+        found = files.resolve(CheckpointFile, "bare")
+        assert found.path == single / "checkpoints/bare.safetensors"
+        shutil.copy(found.path, single / "copy.safetensors")
+        parts = model.load(found)
+        assert parts == model.load(files.resolve(CheckpointFile, "copy.safetensors"))
+        assert parts.unet == Unet(found.digest.hex(), "auto", 9)
+        assert parts.unet.load(files, "cpu").unet.config.in_channels == 9
+        assert parts.vae.space == LatentSpace()
+
+    def test_one_without_a_vae_takes_another(self, single, files):
+        parts = model.load(files.resolve(CheckpointFile, "bare"))
+        with pytest.raises(LoadError, match=r"a checkpoint without one .*; give it a VAE with the node vae\.load"):
+            parts.vae.load(files, "cpu")
+        made = vae.load(parts.vae, files.resolve(VaeFile, "alone"))
+        assert made.space == LatentSpace()
+
+    def test_what_is_no_checkpoint_is_refused_at_once(self, single, files, root):
+        with pytest.raises(LoadError, match=r"fox\.safetensors: expected a UNet .*, found a LoRA"):
+            model.load(files.resolve(CheckpointFile, "loras/fox.safetensors"))
+        with pytest.raises(LoadError, match=r"alone\.safetensors: expected a UNet .*, found a VAE alone"):
+            model.load(files.resolve(CheckpointFile, "vae/alone.safetensors"))
 
 
 class TestVae:
@@ -225,6 +273,16 @@ class TestGraphs:
         }
         (root / "embeddings/scarlet.safetensors").unlink()
         assert self.ran(engine, "a scarlet face") == {}
+
+    def test_a_saved_graph_takes_a_checkpoint_in_one_file(self, engine, root):
+        torch.manual_seed(0)
+        (root / "checkpoints").mkdir()
+        save_file(everything(tiny_unet(), tiny_vae(), tiny_clip()), root / "checkpoints/tiny.safetensors")
+        said = {"checkpoint": "tiny", "width": 16, "height": 24, "steps": 2, "prompt": "a red fox"}
+        made = [engine.run("text2img", set=said | {"prompt": text}) for text in ("a red fox", "an owl", "an owl")]
+        assert made[0].outputs["image"].size == (16, 24)
+        assert not torch.equal(made[0].outputs["image"].data, made[1].outputs["image"].data)
+        assert not [node for node in made[2].nodes.values() if node.outcome == "ran"]
 
     def test_another_text_is_another_parameter(self, engine):
         self.ran(engine, "a face")

@@ -1,3 +1,4 @@
+# ruff: noqa: N802 - methods are called what ComfyUI's nodes are called
 """Graphs of ComfyUI, in our nodes, give its latents and pictures.
 
 The golden folder, named by the environment variable CALOTYPE_GOLDEN, holds cases that ComfyUI 0.3.64 made on a CPU in
@@ -13,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from calotype import Engine
@@ -32,6 +32,7 @@ CASES = [
     "i2i64_ddim_ddim_uniform_seed0",
     "i2i64x_dpm_2_normal",
     "i2i64x_dpmpp_2s_ancestral_karras",
+    "i2i64x_dpmpp_2m_sde_karras",
     "i2i64x_euler_beta",
     "i2i64x_heun_normal",
     "i2i128_dpmpp_2m_karras_seed0",
@@ -42,10 +43,12 @@ CASES = [
     "prompt_weight",
     "prompt_long",
     "cond_combine",
+    "cond_area",
     "inpaint_setnoisemask_dpmpp_2m",
     "inpaint_vaeencodeforinpaint_euler",
     "lora_0.8_0.6",
     "hiresfix_bislerp_2x",
+    "ksampleradvanced_split",
 ]
 LATENT_ERROR = 1e-3
 LEVELS = 2
@@ -124,6 +127,13 @@ class ComfyGraph:
 
     def link(self, source):
         name, slot = source
+        through = {
+            "SetLatentNoiseMask": "samples",
+            "RepeatLatentBatch": "samples",
+            "ConditioningSetArea": "conditioning",
+        }
+        if self.kind(name) in through:
+            return self.link(self.nodes[name]["inputs"][through[self.kind(name)]])
         ports = {"CheckpointLoaderSimple": ("unet", "text", "vae"), "LoraLoader": ("unet", "text")}
         several = ports.get(self.kind(name))
         return f"{name}.{several[slot]}" if several else name
@@ -165,18 +175,24 @@ class ComfyGraph:
         }
 
     def CLIPSetLastLayer(self, name, given):
-        return {
-            name: made("text.clip_skip", {"encoder": self.link(given["clip"])}, skip=-given["stop_at_clip_layer"])
-        }
+        return {name: made("text.clip_skip", {"encoder": self.link(given["clip"])}, skip=-given["stop_at_clip_layer"])}
 
     def CLIPTextEncode(self, name, given):
-        return {
-            name: made("text.encode", {"encoder": self.link(given["clip"])}, text=given["text"], weighting="comfy")
-        }
+        return {name: made("text.encode", {"encoder": self.link(given["clip"])}, text=given["text"], weighting="comfy")}
 
     def ConditioningCombine(self, name, given):
-        links = {"a": self.link(given["conditioning_1"]), "b": self.link(given["conditioning_2"])}
-        return {name: made("conditioning.combine", links)}
+        """Two prompts count by their strengths; both are for all of the picture."""
+        one, other = given["conditioning_1"], given["conditioning_2"]
+        strengths = self.strength(one), self.strength(other)
+        links = {"a": self.link(one), "b": self.link(other)}
+        return {name: made("conditioning.combine", links, share=strengths[1] / sum(strengths))}
+
+    def strength(self, source):
+        if self.kind(source[0]) != "ConditioningSetArea":
+            return 1.0
+        area = self.nodes[source[0]]["inputs"]
+        assert [area[side] for side in ("x", "y", "width", "height")] == [0, 0, 64, 64]
+        return area["strength"]
 
     def LoadImage(self, name, given):
         return {name: made("image.load", source=given["image"])}
@@ -221,17 +237,24 @@ class ComfyGraph:
             name: made("latent.resize", {"latent": self.link(given["samples"])}, filter=given["upscale_method"], **size)
         }
 
-    def SetLatentNoiseMask(self, name, given):
-        return {name: self.same(given["samples"])}
-
-    def RepeatLatentBatch(self, name, given):
-        return {name: self.same(given["samples"])}
-
-    def same(self, source):
-        """A node that changes nothing."""
-        return made("latent.resize", {"latent": self.link(source)}, width=64, height=64)
-
     def KSampler(self, name, given):
+        return self.sampled(name, given, seed=given["seed"], denoise=given["denoise"])
+
+    def KSamplerAdvanced(self, name, given):
+        nodes = self.sampled(
+            name,
+            given,
+            seed=given["noise_seed"],
+            first=given["start_at_step"],
+            last=given["end_at_step"],
+            leftover=given["return_with_leftover_noise"] == "enable",
+        )
+        if given["add_noise"] == "disable":
+            nodes[f"{name}_options"] = made("sample.options", noise_multiplier=0.0)
+            nodes[name]["inputs"]["options"] = f"{name}_options"
+        return nodes
+
+    def sampled(self, name, given, *, seed, **params):
         count, mask = self.count(given["latent_image"]), self.mask(given["latent_image"])
         links = {
             "unet": self.link(given["model"]),
@@ -241,12 +264,11 @@ class ComfyGraph:
             "noise": f"{name}_noise",
         }
         links |= {"mask": mask} if mask else {}
-        told = {key: given[key] for key in ("steps", "cfg", "denoise")}
         sampler, schedule = given["sampler_name"], given["scheduler"]
-        told |= {"sampler": sampler, "schedule": "beta_timestep" if schedule == "beta" else schedule}
+        params |= {"steps": given["steps"], "cfg": given["cfg"], "sampler": sampler, "convention": "comfy"}
         return {
-            f"{name}_noise": made("noise.seeded", seed=given["seed"], count=count, shared=count > 1),
-            name: made("sample", links, convention="comfy", **told),
+            f"{name}_noise": made("noise.seeded", seed=seed, count=count, shared=count > 1),
+            name: made("sample", links, schedule="beta_timestep" if schedule == "beta" else schedule, **params),
         }
 
 

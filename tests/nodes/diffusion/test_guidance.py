@@ -7,7 +7,7 @@ import torch
 
 from nodes.diffusion import text
 from nodes.diffusion.drive import drive
-from nodes.diffusion.guidance import Denoiser, Guidance, Question, Repaint, guided
+from nodes.diffusion.guidance import Denoiser, Guidance, NoisyRepaint, Question, Repaint, guided
 from nodes.diffusion.noise import Streams, draw
 from nodes.diffusion.sampler import SAMPLERS, euler, heun
 from nodes.diffusion.schedule import karras, normal
@@ -354,6 +354,35 @@ def test_every_answer_is_blended_by_a_soft_mask(gaussian, table):
 
     drive([guided(heun(x, [3.0, 1.0, 0.0], None), guidance)], noted)
     torch.testing.assert_close(answers[0], 0.25 * plain + 0.75 * kept)
+
+
+def test_a_noisy_repaint_shows_the_unet_the_kept_part_with_the_noise_of_its_level(gaussian, table):
+    mask, kept, noise, x = torch.full((1, 1, 8, 8), 0.25), latents(9), latents(5), latents(1) * 3
+    keeper = NoisyRepaint(mask, kept, noise)
+    run = guided(heun(x, [3.0, 1.0, 0.0], None), Guidance(conditioning(1), repaint=keeper))
+    first = next(run)
+    torch.testing.assert_close(first.x, 0.25 * x + 0.75 * (kept + 3 * noise))
+    [answer] = Denoiser(gaussian, table)([first])
+    [plain] = ask(gaussian, Question(first.x, 3.0, Guidance(conditioning(1))))
+    torch.testing.assert_close(answer, 0.25 * plain + 0.75 * kept)
+    second = run.send(answer)
+    ahead = x + (x - answer) / 3 * (1 - 3)  # of the sampler's own latent, not of the one that the UNet saw
+    torch.testing.assert_close(second.x, 0.25 * ahead + 0.75 * (kept + noise))
+    assert torch.equal(keeper.finish(x), x)
+
+
+def test_a_unet_can_be_told_whole_timesteps(table):
+    told = []
+
+    def unet(sample, timestep, encoder_hidden_states, *, return_dict):
+        told.extend(timestep.tolist())
+        return (sample,)
+
+    unet.dtype = torch.float32
+    for whole in (False, True):
+        guidance = Guidance(conditioning(1), whole_timesteps=whole)
+        Denoiser(unet, table)([Question(latents(), table.sigma(300.3), guidance)])
+    assert told == [pytest.approx(300.3, abs=1e-3), 300]
 
 
 def test_a_mask_of_ones_is_no_mask(gaussian, table):

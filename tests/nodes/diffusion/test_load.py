@@ -106,12 +106,6 @@ def test_a_vae_may_stand_alone(model):
     assert all(torch.equal(expected[name], weight) for name, weight in load.vae(alone).state_dict().items())
 
 
-def test_a_vae_in_one_file_is_refused_with_the_remedy(tmp_path):
-    (tmp_path / "vae.safetensors").write_bytes(b"")
-    with pytest.raises(LoadError, match=r"a VAE's folder in diffusers layout, found a file.*AutoencoderKL.from_single"):
-        load.vae(tmp_path / "vae.safetensors")
-
-
 @pytest.mark.parametrize(("content", "problem"), [("{", "expected JSON"), ("[]", "expected a JSON object, found list")])
 def test_a_broken_config_is_named(content, problem, model):
     (model / "unet" / "config.json").write_text(content)
@@ -166,13 +160,6 @@ def test_a_pickle_is_refused_and_its_conversion_shown(pickle, model):
     (model / "unet" / "diffusion_pytorch_model.safetensors").rename(model / "unet" / pickle)
     with pytest.raises(LoadError, match=rf"found {pickle}; a pickle can run code .* safe_serialization=True"):
         load.unet(model)
-
-
-def test_a_single_file_is_refused_and_its_conversion_shown(tmp_path):
-    checkpoint = tmp_path / "model.ckpt"
-    checkpoint.write_bytes(b"")
-    with pytest.raises(LoadError, match=r"found a file; .*from_single_file\(.*model.ckpt"):
-        load.unet(checkpoint)
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}"])

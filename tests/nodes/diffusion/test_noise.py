@@ -218,7 +218,39 @@ class TestBrownian:
         with pytest.raises(ValueError, match="noise between 5 and 5: these levels are one; take fewer steps"):
             path(5.0, 5.0)
 
-    def test_nodes_of_neighbouring_seeds_have_seeds_of_their_own(self):
-        seeds = [node_seed(seed, node) for seed in range(200) for node in range(200)]
-        assert len(set(seeds)) == 200 * 200
-        assert all(0 <= seed < 2**64 for seed in seeds)
+    # torchsde 0.2.6: the first three numbers that its BrownianTree of entropy 7 from 0.03 to 14.6 has at (1, 4, 8, 8),
+    # over the root of the length and turned round
+    @pytest.mark.parametrize(
+        ("sigma", "following", "noise"),
+        [
+            (14.6, 5.0, [-0.12429, -0.01719, 0.9153]),
+            (5.0, 4.0, [0.59075, -0.56807, 0.47354]),
+            (4.0, 0.03, [-0.45795, 1.38311, -0.29148]),
+        ],
+    )
+    def test_its_noise_is_that_of_torchsdes_tree(self, path, sigma, following, noise):
+        assert path(sigma, following)[0].flatten()[:3].tolist() == pytest.approx(noise, abs=2e-5)
+
+    def test_pictures_that_share_a_generator_have_paths_of_their_own(self):
+        both = brownian([7, 7], SHAPE, 0.03, 14.6, places=[(0, 2), (1, 2)])(5.0, 4.0)
+        assert torch.equal(both[:1], brownian([7], SHAPE, 0.03, 14.6)(5.0, 4.0))
+        assert (both[0] * both[1]).mean().abs().item() < 0.3
+        assert not torch.equal(both[0], both[1])
+
+    def test_nodes_have_seeds_of_their_own(self):
+        seeds = [node_seed(seed, node, 5) for seed in (0, 1, 2**64 - 1) for node in range(32)]
+        assert len({*seeds, node_seed(0), node_seed(0, 0, 4)}) == 3 * 32 + 2
+
+
+def test_pictures_that_share_a_generator_draw_what_one_draw_of_them_all_gives():
+    generator = torch.Generator().manual_seed(5)
+    initial, first, second = (torch.randn(3, *SHAPE, generator=generator) for _ in range(3))
+    places = [(place, 3) for place in range(3)]
+    streams = Streams.open([5, 5, 5], SHAPE, places=places)
+    assert torch.equal(streams.initial, initial)
+    assert torch.equal(streams(), first)
+    assert torch.equal(streams(), second)
+    alone = Streams.open([5], SHAPE, places=places[2:], seed_delta=0)
+    assert torch.equal(alone.initial, initial[2:])
+    assert torch.equal(alone(), initial[2:])
+    assert torch.equal(alone(), first[2:])

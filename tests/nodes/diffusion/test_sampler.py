@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 from nodes.diffusion.drive import drive
 from nodes.diffusion.flow import restart_way
 from nodes.diffusion.sampler import LABELS, SAMPLERS, evaluations
-from nodes.diffusion.schedule import SCHEDULES, karras
+from nodes.diffusion.schedule import SCHEDULES, karras, plan
 from nodes.diffusion.step import Churn
 
 FIRST, LAST = 14.6, 0.05
@@ -328,3 +328,10 @@ def test_heun_asks_twice_a_step_but_once_for_the_last():
     asked = []
     sample("heun", lambda x, sigma: asked.append(sigma) or x / 2, START, [4.0, 2.0, 1.0, 0.0])
     assert asked == [4.0, 2.0, 2.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("name", "more"), [("ddim", 0), ("plms", 1), ("uni_pc", 0)])
+@pytest.mark.parametrize(("denoise", "steps"), [(1.0, 20), (0.75, 16), (0.3, 7)])
+def test_samplers_that_walked_timesteps_lose_no_step(name, more, denoise, steps, table):
+    levels, begin = plan(SCHEDULES["ddim_uniform"], table, 20, denoise, convention="a1111")
+    assert evaluations(name, levels[begin:].tolist()) == steps + more

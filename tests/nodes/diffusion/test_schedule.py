@@ -78,10 +78,11 @@ def test_levels_outside_the_table_are_clamped_to_its_ends():
 
 
 @settings(deadline=None)
-@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 150))
+@given(st.sampled_from(sorted({*SCHEDULES} - {"beta_timestep"})), st.integers(1, 150))
 def test_schedules_fall_from_the_highest_level_to_zero(name, steps):
     sigmas = SCHEDULES[name](TABLE, steps).tolist()
-    assert len(sigmas) == steps + 1
+    more = name == "ddim_uniform" and 1000 % steps
+    assert len(sigmas) > steps + 1 if more else len(sigmas) == steps + 1
     assert all(high > low for high, low in pairwise(sigmas))
     assert name == "ddim_uniform" or sigmas[0] == pytest.approx(TABLE.sigma_max, rel=1e-4)
     assert sigmas[-1] == 0
@@ -187,7 +188,29 @@ def test_simple_and_ddim_count_off_the_models_own_levels():
 
 
 def test_ddim_leaves_out_the_highest_levels_where_steps_do_not_divide_them():
-    assert SCHEDULES["ddim_uniform"](TABLE, 30)[:-1].tolist() == [TABLE.sigmas[958 - 33 * index] for index in range(30)]
+    levels = [TABLE.sigmas[991 - 33 * index] for index in range(31)]
+    whole, begin = plan(SCHEDULES["ddim_uniform"], TABLE, 30, 1.0)
+    assert (whole[:-1].tolist(), begin) == (levels, 1)
+    assert plan(SCHEDULES["ddim_uniform"], TABLE, 30, 1.0, convention="a1111")[1] == 1
+    assert plan(SCHEDULES["ddim_uniform"], TABLE, 30, 1.0, convention="comfy")[1] == 0
+
+
+def test_comfyuis_convention_counts_like_the_exact_one_below_denoise_1():
+    exact, comfy = (plan(karras, TABLE, 10, 0.75, convention=convention) for convention in ("exact", "comfy"))
+    assert torch.equal(exact[0], comfy[0])
+    assert exact[1] == comfy[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("timestep", "nearest"), [(0, 0), (166.5, 166), (832.5, 833), (499.5, 500), (83.25, 83), (2.7, 3)]
+)
+def test_the_nearest_timestep_of_a_level_half_way_is_the_one_that_float32_finds(timestep, nearest):
+    assert TABLE.nearest(TABLE.sigma(timestep)) == nearest
+
+
+def test_the_nearest_timestep_of_any_level_is_one_of_the_models():
+    assert [TABLE.nearest(sigma) for sigma in (0.0, 0.01, 1000.0)] == [0, 0, 999]
+    assert [TABLE.nearest(sigma) for sigma in TABLE.sigmas] == list(range(1000))
 
 
 @pytest.mark.parametrize(("name", "most"), [("simple", 1000), ("ddim_uniform", 999)])
@@ -203,10 +226,17 @@ def test_beta_spreads_levels_by_the_quantiles_that_scipy_gives():
     assert SCHEDULES["beta"](TABLE, 20)[:-1].tolist() == pytest.approx((low + quantiles * (high - low)).tolist())
 
 
-def test_beta_timestep_is_comfyuis_but_for_the_rounding():
+def test_beta_timestep_visits_the_nearest_whole_timesteps():
     quantiles = scipy.stats.beta.ppf(1 - np.linspace(0, 1, 20, endpoint=False), 0.6, 0.6)
-    ours = [TABLE.timestep(sigma) for sigma in SCHEDULES["beta_timestep"](TABLE, 20)[:-1].tolist()]
-    assert ours == pytest.approx((999 * quantiles).tolist(), abs=1e-6)
+    levels = [TABLE.sigmas[timestep] for timestep in np.rint(999 * quantiles).astype(int)]
+    assert SCHEDULES["beta_timestep"](TABLE, 20)[:-1].tolist() == levels
+
+
+def test_beta_timestep_makes_fewer_steps_than_there_are_equal_timesteps_and_starts_at_the_first():
+    whole, begin = plan(SCHEDULES["beta_timestep"], TABLE, 500, 1.0)
+    assert len(whole) < 501
+    assert begin == 0
+    assert all(high > low for high, low in pairwise(whole.tolist()))
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.6), (2.0, 0.3), (5.0, 7.0)])
@@ -233,10 +263,16 @@ def test_linear_quadratic_is_comfyuis(steps):
     assert linear_quadratic(TABLE, steps).tolist() == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize(("name", "sixth"), [("align_your_steps", 1.396), ("align_your_steps_xl", 0.862)])
-def test_align_your_steps_in_eleven_steps_is_the_table_and_between_even_in_log_sigma(name, sixth):
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("align_your_steps", [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]),
+        ("align_your_steps_xl", [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029]),
+    ],
+)
+def test_align_your_steps_in_eleven_steps_is_the_table_and_between_even_in_log_sigma(name, wanted):
     table, finer = SCHEDULES[name](TABLE, 11).tolist(), SCHEDULES[name](TABLE, 21).tolist()
-    assert (table[0], table[5], table[-2]) == pytest.approx((14.615, sixth, 0.029))
+    assert table[:-1] == pytest.approx(wanted)
     assert finer[:-1:2] == pytest.approx(table[:-1])
     assert finer[1] == pytest.approx(math.sqrt(table[0] * table[1]))
 
