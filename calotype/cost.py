@@ -113,8 +113,10 @@ def _questions(reader: Reader, step: Step) -> int | None:
     values = {name: reader.known(step, name) for name in ("steps", "denoise", "sampler", "convention")}
     if None in values.values():
         return None
+    first, last = reader.known(step, "first") or 0, reader.known(step, "last")
     try:
-        return _asked(values["sampler"], executed(values["steps"], values["denoise"], values["convention"]))
+        run = executed(values["steps"], values["denoise"], values["convention"])
+        return _asked(values["sampler"], max(0, (run if last is None else min(run, last)) - first))
     except ValueError:
         return None  # the run says what is wrong
 

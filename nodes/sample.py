@@ -248,7 +248,7 @@ def _sampling(call: _Call, model: UnetModel) -> _Run[torch.Tensor]:
         call.latent,
         start,
         round_mask=call.round_mask,
-        noise=drawn.initial if comfy else None,
+        noise=_noise_kept(call, drawn) if comfy else None,
     )
     way = _way(call, model.table)
     sigmas = way.levels
@@ -258,7 +258,7 @@ def _sampling(call: _Call, model: UnetModel) -> _Run[torch.Tensor]:
     concat = concatenated(call.inpaint, start, model)
     guidance = Guidance(call.positive, call.negative, call.cfg, keeper, concat, whole_timesteps=comfy)
     steps = _steps(call, start, drawn, way, model.table)
-    total = evaluations(call.sampler, sigmas, **keywords(call.options)) or call.steps
+    total = evaluations(call.sampler, sigmas, **_told(call)) or call.steps
     with closing(
         guided(steps, guidance, call.steps * sampler.asks, call.first * sampler.asks, finished=sigmas[-1] == 0)
     ) as run:
@@ -328,7 +328,22 @@ def _steps(call: _Call, start: torch.Tensor, drawn: Streams, way: _Way, table: N
     if call.convention == "comfy" and level > table.sigma_max * (1 - NEARLY):
         level = sqrt(1 + level**2)
     x = start + drawn.initial * (options.noise_multiplier * (level + options.extra_noise))
-    return sampler(x, way.levels, noise, **keywords(options))
+    return sampler(x, way.levels, noise, **_told(call))
+
+
+def _told(call: _Call) -> Mapping[str, object]:
+    """What the sampler is told; ComfyUI's DPM-Solvers put no noise back unless they are."""
+    quiet = call.convention == "comfy" and call.sampler in {"dpm_fast", "dpm_adaptive"}
+    return {"eta": 0.0, **keywords(call.options)} if quiet else keywords(call.options)
+
+
+def _noise_kept(call: _Call, drawn: Streams) -> torch.Tensor:
+    """The noise that ComfyUI puts on what a mask keeps: the run's own, but for DDIM that of the next seed."""
+    if call.sampler != "ddim":
+        return drawn.initial
+    recipe = replace(call.noise, seeds=tuple((seed + 1) % 2**64 for seed in call.noise.seeds))
+    shape, device = drawn.initial.shape[1:], drawn.initial.device
+    return streams(recipe, shape, call.latent.space.downscale, device=device).initial
 
 
 def _pictures(call: _Call) -> Iterator[_Call]:

@@ -175,6 +175,7 @@ def test_a_plot_encodes_once_and_shares_calls(engine):
     [
         ("img2img", {"sampler": "heun"}),
         ("img2img", {"strength": 0.0}),
+        ("img2img", {"paint.first": 1, "paint.last": 2}),
         ("img2img", {"prompt": "a face AND blue :0.5", "count": 3}),
         ("hires_fix", {"rounding": "truncate"}),
         ("denoise_cfg_plot", {"steps": 4}),

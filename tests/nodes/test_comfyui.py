@@ -128,6 +128,20 @@ def test_what_a_mask_keeps_has_the_noise_that_is_left_over(call, asked, table):
     torch.testing.assert_close(half[..., 2:], noisy[..., 2:], rtol=1e-4, atol=1e-4)
 
 
+def test_ddim_puts_the_noise_of_the_next_seed_on_what_a_mask_keeps(call, asked):
+    nothing = Mask(torch.zeros(1, 1, 32, 32, dtype=torch.uint8))
+    for sampler, seed in (("euler", 3), ("ddim", 4)):
+        asked.clear()
+        call(sampler=sampler, mask=nothing, denoise=0.5)
+        x, sigma, _ = asked[1]
+        torch.testing.assert_close(x, call.start + draw([seed], SHAPE) * sigma)
+
+
+def test_dpm_fast_puts_no_noise_back_unless_told_to(call):
+    assert torch.equal(call(sampler="dpm_fast"), call(sampler="dpm_fast", options=options(eta=0.0)))
+    assert not torch.equal(call(sampler="dpm_fast"), call(sampler="dpm_fast", options=options(eta=1.0)))
+
+
 def test_a_run_that_stops_early_ends_without_noise_unless_it_is_to_be_left(call, asked):
     torch.testing.assert_close(call(last=2), torch.zeros(1, *SHAPE))  # the answers are 0
     assert [sigma > 0 for _, sigma, _ in asked] == [True, True]
