@@ -136,11 +136,10 @@ EDITS = {
         {"third_strength": 0.6},
         ["third/decoded", "third/matched", "third/paint", "third/pasted"],
     ),
-    "the blend of soft inpainting": ("inpaint_soft", {"threshold": 1.0}, None),
 }
 
 
-@pytest.mark.parametrize("edit", [name for name in EDITS if EDITS[name][2] is not None])
+@pytest.mark.parametrize("edit", EDITS)
 def test_an_edit_runs_exactly_what_depends_on_it(engine, edit):
     name, settings, expected = EDITS[edit]
     graph = quick(find(name), engine)
