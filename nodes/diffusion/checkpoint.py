@@ -155,6 +155,11 @@ def schedule(path: Path) -> NoiseSchedule:
         return NoiseSchedule.from_config(config)
 
 
+def family(path: Path) -> Family:
+    """Say of which family a checkpoint is."""
+    return _family(_part(path, UNET))
+
+
 def inputs(path: Path) -> int:
     """Return how many channels the UNet of a checkpoint takes."""
     return _check_inputs(_part(path, UNET))

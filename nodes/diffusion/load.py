@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from nodes.diffusion import checkpoint
 from nodes.diffusion.table import NoiseSchedule
 from nodes.diffusion.tensors import PICKLES, LoadError, refusing, some
+from nodes.diffusion.tower import Tower
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -40,9 +41,12 @@ class Component:
     weights: str
 
 
+Family: TypeAlias = Literal["sd1", "sd2", "sdxl", "refiner"]
+
 UNET = Component("unet", "diffusers", "UNet2DConditionModel", "diffusion_pytorch_model.safetensors")
 VAE = Component("vae", "diffusers", "AutoencoderKL", "diffusion_pytorch_model.safetensors")
 TEXT_ENCODER = Component("text_encoder", "transformers", "CLIPTextModel", "model.safetensors")
+TEXT_ENCODER_2 = Component("text_encoder_2", "transformers", "CLIPTextModelWithProjection", "model.safetensors")
 
 
 def unet(
@@ -115,11 +119,42 @@ def text_encoder(
     return _load(TEXT_ENCODER, _part(model, TEXT_ENCODER.folder), dtype, device)
 
 
+def family(model: Path | str) -> Family:
+    """Say of which family a model is: how many text encoders it has, and what its UNet takes beside their states."""
+    if Path(model).is_file():
+        return checkpoint.family(Path(model))
+    config = _json(_part(model, UNET.folder) / "config.json")
+    if config.get("addition_embed_type") is None:
+        return "sd2" if config.get("use_linear_projection") else "sd1"
+    return "sdxl" if (Path(model) / TEXT_ENCODER.folder).is_dir() else "refiner"
+
+
+def towers(
+    model: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[Tower, ...]:
+    """Load a model's text encoders, each with its tokenizer, in the order in which their states stand side by side.
+
+    One of SD 1.x and 2.x, two of SDXL (CLIP's L, then OpenCLIP's bigG), one of its refiner (bigG).
+    """
+    if Path(model).is_file():
+        return (Tower(tokenizer(model), text_encoder(model, dtype=dtype, device=device)),)
+    kinds = [kind for kind in (TEXT_ENCODER, TEXT_ENCODER_2) if (Path(model) / kind.folder).is_dir()]
+    return tuple(_tower(kind, Path(model), dtype, device) for kind in kinds or [TEXT_ENCODER])
+
+
 def tokenizer(model: Path | str) -> CLIPTokenizer:
     """Load `model`/tokenizer, or the tokenizer that a checkpoint was trained with."""
     if Path(model).is_file():
         return _tokenizer(checkpoint.TOKENIZER, **checkpoint.tokenizer_options(Path(model)))
-    path = _part(model, "tokenizer")
+    return _folder_tokenizer(_part(model, "tokenizer"))
+
+
+def _tower(component: Component, model: Path, dtype: torch.dtype, device: torch.device | str) -> Tower:
+    encoder = _load(component, _part(model, component.folder), dtype, device)
+    return Tower(_folder_tokenizer(_part(model, component.folder.replace("text_encoder", "tokenizer"))), encoder)
+
+
+def _folder_tokenizer(path: Path) -> CLIPTokenizer:
     kind = _json(path / "tokenizer_config.json").get("tokenizer_class")
     if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
         raise LoadError(path / "tokenizer_config.json", "tokenizer_class 'CLIPTokenizer'", repr(kind))

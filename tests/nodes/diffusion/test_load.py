@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from nodes.diffusion import load
 from nodes.diffusion.load import LoadError
@@ -17,6 +18,18 @@ from nodes.diffusion.load import LoadError
 def model(pocket, tmp_path):
     """A copy of the pocket model whose files may be damaged."""
     return shutil.copytree(pocket, tmp_path / "model")
+
+
+@pytest.fixture
+def xl(model):
+    """The same laid out as SDXL is: two text encoders, the second with a projection."""
+    encoder = CLIPTextModelWithProjection(
+        CLIPTextConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
+    )
+    encoder.save_pretrained(model / "text_encoder_2")
+    shutil.copytree(model / "tokenizer", model / "tokenizer_2")
+    edit(model / "unet" / "config.json", addition_embed_type="text_time")
+    return model
 
 
 def edit(path, **changed):
@@ -180,6 +193,31 @@ def test_a_tokenizer_without_its_words_is_refused(lost, model):
     (model / "tokenizer" / lost).unlink()
     with pytest.raises(LoadError, match=f"{lost}: expected .*, found nothing"):
         load.tokenizer(model)
+
+
+def test_a_model_with_one_text_encoder_has_one_tower(pocket, text_encoder, tokenizer):
+    [tower] = load.towers(pocket)
+    assert tower.tokenizer("a photo").input_ids == tokenizer("a photo").input_ids
+    assert all(torch.equal(weight, tower.encoder.state_dict()[n]) for n, weight in text_encoder.state_dict().items())
+    assert load.family(pocket) == "sd1"
+
+
+def test_sdxl_has_two_towers_of_which_the_second_pools(xl):
+    first, second = load.towers(xl)
+    assert [type(tower.encoder).__name__ for tower in (first, second)] == [
+        "CLIPTextModel",
+        "CLIPTextModelWithProjection",
+    ]
+    assert second.encoder(torch.zeros(1, 77, dtype=torch.int64)).text_embeds.shape == (1, 512)
+    assert load.family(xl) == "sdxl"
+
+
+def test_a_refiner_has_the_second_alone(xl):
+    shutil.rmtree(xl / "text_encoder")
+    shutil.rmtree(xl / "tokenizer")
+    [tower] = load.towers(xl)
+    assert type(tower.encoder).__name__ == "CLIPTextModelWithProjection"
+    assert load.family(xl) == "refiner"
 
 
 def test_the_latent_space_is_read_without_the_weights(model):
