@@ -23,7 +23,7 @@ from nodes.diffusion.flow import dpm_2, euler, heun, heunpp2, restart
 from nodes.diffusion.multistep import deis, dpmpp_2m, gradient_estimation, ipndm, lms, plms, res_multistep
 from nodes.diffusion.schedule import Convention
 from nodes.diffusion.sde import dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, dpmpp_sde
-from nodes.diffusion.step import Noise, SamplerFunction, Steps
+from nodes.diffusion.step import AnySteps, Noise, Predicted, SamplerFunction
 from nodes.diffusion.unipc import uni_pc, uni_pc_bh2
 
 WEBUI: tuple[Convention, ...] = ("exact", "a1111")
@@ -39,7 +39,7 @@ class Sampler:
     prompts that change on the way, a run has `asks` calls a step. By the conventions in `discards` it gets a schedule
     one step longer without the penultimate level. `brownian` ones want noise of intervals. What `reseeds` draws its
     steps' noise from the seed and the option `seed_delta`. An `adaptive` one makes as many steps as it takes, and must
-    be run for each picture alone.
+    be run for each picture alone. An `unguided` one is answered with a `Predicted`, whatever the cfg.
     """
 
     run: SamplerFunction
@@ -50,13 +50,14 @@ class Sampler:
     brownian: bool = False
     reseeds: bool = False
     adaptive: bool = False
+    unguided: bool = False
 
     @property
     def takes(self) -> tuple[str, ...]:
         """The names of the options that it takes."""
         return tuple(name for name, each in signature(self.run).parameters.items() if each.kind is each.KEYWORD_ONLY)
 
-    def __call__(self, x: Tensor, sigmas: Sequence[float], noise: Noise, **options: object) -> Steps:
+    def __call__(self, x: Tensor, sigmas: Sequence[float], noise: Noise, **options: object) -> AnySteps:
         """Start it with those of the options that it takes; the others are no error, and have no effect."""
         taken = {name: value for name, value in options.items() if name in self.takes}
         return partial(self.run, **taken)(x, sigmas, noise)
@@ -107,15 +108,16 @@ def evaluations(sampler: str, sigmas: Sequence[float], **options: object) -> int
     if SAMPLERS[sampler].adaptive:
         return None
     nothing = torch.zeros(0)
-    return sum(1 for _ in _questions(SAMPLERS[sampler](nothing, sigmas, lambda *_: nothing, **options)))
+    answer = Predicted(nothing, nothing) if SAMPLERS[sampler].unguided else nothing
+    return sum(1 for _ in _questions(SAMPLERS[sampler](nothing, sigmas, lambda *_: nothing, **options), answer))
 
 
-def _questions(steps: Steps) -> Iterator[int]:
-    """Answer a sampler's questions with nothing, and count them."""
+def _questions(steps: AnySteps, answer: Tensor | Predicted) -> Iterator[int]:
+    """Answer all of a sampler's questions alike, and count them."""
     try:
-        x, _ = next(steps)
+        next(steps)
         for number in count():
             yield number
-            x, _ = steps.send(x)
+            steps.send(answer)
     except StopIteration:
         return

@@ -4,6 +4,8 @@ A sampler asks its questions by yielding (x, sigma): "what is the clean latent b
 deviation sigma?" The answer, the denoised latent, is sent in, and the end result is returned. A sampler therefore knows
 nothing of models, guidance or batches, and one driver can advance many of them together.
 
+Samplers of the CFG++ family are answered with a `Predicted`: they step along the noise that the negative prompt sees.
+
 All have one shape: `x` is the noisy latent at sigmas[0], any dtype and shape; `sigmas` are Python floats, descending,
 usually ending in 0; `noise(sigma, following)` returns a standard normal tensor like x for the way between two levels.
 What else a sampler takes are its keyword arguments. Fewer than two sigmas are no steps.
@@ -12,13 +14,28 @@ What else a sampler takes are its keyword arguments. Fewer than two sigmas are n
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+
+class Predicted(NamedTuple):
+    """An answer to a sampler that wants to know both.
+
+    `guided` is the clean latent predicted under all prompts, inside a mask, as others get it alone; `negative` the one
+    predicted under the negative prompt, which no mask has touched.
+    """
+
+    guided: Tensor
+    negative: Tensor
+
+
 Steps: TypeAlias = Generator[tuple[Tensor, float], Tensor, Tensor]
+UnguidedSteps: TypeAlias = Generator[tuple[Tensor, float], Predicted, Tensor]
+AnySteps: TypeAlias = Generator[tuple[Tensor, float], Any, Tensor]
+"""Either: the sampler's record says which answers it wants."""
 Noise: TypeAlias = Callable[[float, float], Tensor]
-SamplerFunction: TypeAlias = Callable[..., Steps]
+SamplerFunction: TypeAlias = Callable[..., AnySteps]
 
 
 @dataclass(frozen=True)
