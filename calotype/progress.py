@@ -4,9 +4,20 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from engine.event import Event, NodeFinished, NodeProgress, NodeStarted, Outcome, RunFinished, RunStarted, Trouble
+from engine.event import (
+    Event,
+    NodeFinished,
+    NodeProgress,
+    NodeStarted,
+    Outcome,
+    RunFinished,
+    RunStarted,
+    Trouble,
+    Warned,
+)
 
 SHOWN = 8
 """Names in one line, at most; the report has them all."""
@@ -56,9 +67,10 @@ class Reporter:
                 self._idle.setdefault((event.outcome, event.reason), []).append(event.node)
             case RunFinished():
                 self._list_idle()
+            case Warned():
+                self._say("[yellow]warning[/]", event)
             case Trouble():
-                where = f"{event.node}: " if event.node else ""
-                self._console.print(f"  [red]note[/]   {where}{event.message}", highlight=False)
+                self._say("[red]note[/]   ", event)
 
     def _forget(self) -> None:
         """Take away what an earlier attempt left."""
@@ -71,6 +83,10 @@ class Reporter:
             self._progress.remove_task(self._bars.pop(event.node))
         line = f"  {event.outcome:<8} {event.seconds:7.3f} s  {event.node:<25} {event.type:<20} {event.reason}"
         self._print(line, event.outcome)
+
+    def _say(self, kind: str, event: Warned | Trouble) -> None:
+        where = f"{event.node}: " if event.node else ""
+        self._console.print(f"  {kind} {escape(where + event.message)}", highlight=False, soft_wrap=True)
 
     def _list_idle(self) -> None:
         """What did not run, in one line for each reason."""

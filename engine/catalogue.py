@@ -1,4 +1,4 @@
-"""The SQLite file of a cache folder: traces, what nodes last were, file digests, and the index of values on disk.
+"""The SQLite file of a cache folder: traces, warnings, what nodes last were, file digests, the index of values on disk.
 
 Several processes may use one folder at a time (WAL, short transactions, idempotent writes). A folder that cannot be
 written degrades to memory: `trouble` says why, nothing is half-written.
@@ -18,6 +18,7 @@ PATIENCE = 30.0
 """Seconds to wait for another process that writes into the same folder."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS traces (key BLOB PRIMARY KEY, outputs BLOB NOT NULL, seconds REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS warnings (key BLOB PRIMARY KEY, messages TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS records (node TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS digests (
     path TEXT PRIMARY KEY, inode INTEGER, size INTEGER, mtime INTEGER, ctime INTEGER, digest BLOB) WITHOUT ROWID;

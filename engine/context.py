@@ -37,7 +37,7 @@ class CancelToken:
 
 
 class Context:
-    """Progress, cancel points, models and the device, for one call of one node.
+    """Progress, cancel points, warnings, models and the device, for one call of one node.
 
     `Context()` serves a notebook: no listener, never cancelled, models loaded on the CPU and kept.
     """
@@ -59,6 +59,9 @@ class Context:
         self._meter = meter
         self._token = token
         self._held: list[ModelRef[object]] = []
+        self._attempts = 1
+        self.warnings: list[str] = []
+        """What the node had to say in this attempt."""
         self.loading = 0.0
         """Seconds spent waiting for models; no part of what the node's result costs to make again."""
 
@@ -71,6 +74,28 @@ class Context:
             self._token.check()
         if self._listener is not None:
             self._listener(done, total, preview)
+
+    @property
+    def scarce(self) -> bool:
+        """Whether this attempt follows one that ran out of memory: work in smaller pieces, such as tiles or rows.
+
+        What comes out is kept under the key that it would have anyway. So it may differ by no more than what the
+        `fast` mode leaves open; a node that gives something else must `warn`. Never in `exact` mode.
+        """
+        return self._attempts > 1 and not self.exact
+
+    def warn(self, message: str) -> None:
+        """Say something about the result that is no failure: what was expected, what was done instead, the remedy.
+
+        It is kept with the result, and said again whenever that is found in the cache. Twice the same is once.
+        """
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def again(self) -> None:
+        """Memory ran out: the node is called once more, and what it said is forgotten; the loop calls this."""
+        self._attempts += 1
+        self.warnings.clear()
 
     def measure(self, name: str, value: float) -> None:
         """Report `value` of what `name` says, such as the latents in one UNet call, for those who keep count."""

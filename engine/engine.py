@@ -72,6 +72,7 @@ class Result:
                 "reason": report.reason,
                 "seconds": round(report.seconds, 6),
                 "needs": list(report.needs),
+                "warnings": list(report.warnings),
             }
             for node, report in self.nodes.items()
         }

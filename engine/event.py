@@ -74,6 +74,14 @@ class NodeFinished(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Warned(Event):
+    """A node has something to say about what it gave, which is no failure; said again whenever that is used again."""
+
+    node: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Trouble(Event):
     """Worth knowing, though the run goes on: a value re-made differently, a cache that cannot be written."""
 

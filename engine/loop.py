@@ -119,6 +119,8 @@ class Loop:
         if not self._ran_out(outcome):
             return outcome
         outcome.clear()  # tracebacks hold what the calls were working on
+        for call in calls:
+            call.context.again()
         freed = self._resources.ledger.free_everything()
         self._resources.device.trim()
         outcome = self._invoke(calls)

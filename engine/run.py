@@ -10,7 +10,7 @@ from engine import errors
 from engine.budget import Ledger
 from engine.context import CancelToken, Context, Preview
 from engine.digest import Digest
-from engine.event import Event, NodeFinished, NodeMeasured, NodeProgress, Outcome, Trouble
+from engine.event import Event, NodeFinished, NodeMeasured, NodeProgress, Outcome, Trouble, Warned
 from engine.host import Host
 from engine.models import ModelPool, ModelRef
 from engine.node import NodeDef
@@ -26,7 +26,10 @@ Listener = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What became of one node: the seconds that it ran, and those that were `saved` by finding what it gave before."""
+    """What became of one node: the seconds that it ran, and those that were `saved` by finding what it gave before.
+
+    `warnings` are what it said about what it gave, now or then.
+    """
 
     type: str
     outcome: Outcome
@@ -34,6 +37,7 @@ class NodeReport:
     seconds: float
     needs: tuple[str, ...] = ()
     saved: float = 0.0
+    warnings: tuple[str, ...] = ()
 
 
 class Bounds:
@@ -82,6 +86,7 @@ class Run:
         self.failures: dict[str, BaseException] = {}
         self.reports: dict[str, NodeReport] = {}
         self.ran: dict[int, float] = {}
+        self._warned: dict[int, tuple[str, ...]] = {}
         self._failed: dict[int, str] = {}
         self._touched: set[Digest] = set()
 
@@ -126,6 +131,7 @@ class Run:
         self.reports = self._reports()
         for node, report in self.reports.items():
             if report.outcome in (Outcome.HIT, Outcome.UNNEEDED):
+                self._tell_warnings(node, report.warnings)
                 self.listener(NodeFinished(self.id, node, report.type, report.outcome, report.reason))
 
     def _reports(self) -> dict[str, NodeReport]:
@@ -135,8 +141,11 @@ class Run:
             step = program.steps[position]
             outcome, reason = self._outcome(position, step, found)
             seconds = self.ran.get(position, 0.0)
-            saved = self._saved(position) if outcome is Outcome.HIT else 0.0
-            found[position] = NodeReport(step.definition.type, outcome, reason, seconds, program.needs(step), saved)
+            trace = self._trace(position)
+            saved = trace.seconds if trace and outcome is Outcome.HIT else 0.0
+            warnings = self._warned.get(position, trace.warnings if trace else ())
+            needs = program.needs(step)
+            found[position] = NodeReport(step.definition.type, outcome, reason, seconds, needs, saved, warnings)
         reports = {program.steps[position].id: report for position, report in found.items()}
         for step in program.steps:
             if step.id not in reports:
@@ -144,10 +153,13 @@ class Run:
                 reports[step.id] = NodeReport(step.definition.type, *unneeded, program.needs(step))
         return reports
 
-    def _saved(self, position: int) -> float:
+    def _trace(self, position: int) -> Trace | None:
         key = self.survey.marks[position].key
-        trace = self.resources.traces.get(key) if key else None
-        return trace.seconds if trace else 0.0
+        return self.resources.traces.get(key) if key else None
+
+    def _tell_warnings(self, node: str, warnings: Sequence[str]) -> None:
+        for message in warnings:
+            self.listener(Warned(self.id, node, message))
 
     def records(self) -> dict[str, Record]:
         """What the settled nodes are, where that is new, for the explanations of the next run."""
@@ -261,6 +273,7 @@ class Run:
 
     def settle(self, call: "Call", result: Any, seconds: float) -> None:
         """Take what a call gave, or the exception in its place. Raises Cancelled and FileChanged."""
+        warnings = self._warned[call.position] = tuple(call.context.warnings)
         try:
             self._check_inputs(call)
             if isinstance(result, BaseException):
@@ -271,12 +284,13 @@ class Run:
         except errors.FileChanged:
             raise
         except Exception as error:  # noqa: BLE001  of the node, whatever it is
+            self._tell_warnings(call.step.id, warnings)
             self._fail(call.position, error, seconds)
             return
         mark = self.survey.marks[call.position]
         assert mark.key is not None
         cost = max(seconds - call.context.loading, 0.0)
-        self.resources.traces.put(mark.key, Trace(ids, cost))
+        self.resources.traces.put(mark.key, Trace(ids, cost, warnings))
         for identity, value in zip(ids, outputs, strict=True):
             self._touched.add(identity)
             self._keep(identity, value, cost)
@@ -286,6 +300,7 @@ class Run:
             self.resources.store.unpin(identity)
         self.resources.store.trim()
         step = call.step
+        self._tell_warnings(step.id, warnings)
         self.listener(NodeFinished(self.id, step.id, step.definition.type, Outcome.RAN, call.reason, seconds))
 
     def _keep(self, identity: Digest, value: Socket, seconds: float) -> None:
@@ -318,15 +333,15 @@ class Run:
             actual = value.identity() if socket.by_value else promise
             assert actual is not None
             if promise is not None and actual != promise:
-                self._differs(call.step, port)
+                self._differs(call, port)
             found.append(promise or actual)
         return tuple(found)
 
-    def _differs(self, step: Step, port: str) -> None:
+    def _differs(self, call: "Call", port: str) -> None:
         message = f"{port!r} differs from what the same call gave before; kept under its old identity"
-        if self.strict:
+        if self.strict and not call.context.scarce:
             raise errors.NotDeterministic(message)
-        self.listener(Trouble(self.id, step.id, message))
+        self.listener(Trouble(self.id, call.step.id, message))
 
     def _fail(self, position: int, error: Exception, seconds: float = 0.0) -> None:
         step = self._step(position)

@@ -14,14 +14,16 @@ SIZE = 32
 """Bytes of one identity."""
 REMEMBERED = 100_000
 """Traces in memory, where the catalogue has them all."""
+_SELECT = "SELECT outputs, seconds, messages FROM traces LEFT JOIN warnings USING (key) WHERE key=?"
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What a call gave: the identities of its outputs in port order, and how many seconds it took."""
+    """What a call gave: the identities of its outputs in port order, its seconds, and what the node warned of."""
 
     outputs: tuple[Digest, ...]
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 class Traces:
@@ -35,9 +37,9 @@ class Traces:
         """What this call gave before."""
         found = self._memory.get(key)
         if found is None and self._catalogue is not None:
-            row = self._catalogue.one("SELECT outputs, seconds FROM traces WHERE key=?", key)
+            row = self._catalogue.one(_SELECT, key)
             if row is not None:
-                found = Trace(_split(row[0]), row[1])
+                found = Trace(_split(row[0]), row[1], tuple(json.loads(row[2] or "[]")))
                 self._remember(key, found)
         return found
 
@@ -45,6 +47,10 @@ class Traces:
         """Remember what a call gave. The first trace of a key stands: another process may have promised it already."""
         self._remember(key, trace)
         if self._catalogue is not None:
+            if trace.warnings:
+                self._catalogue.write(
+                    "INSERT OR IGNORE INTO warnings VALUES (?,?)", [(key, json.dumps(trace.warnings))]
+                )
             self._catalogue.write("INSERT OR IGNORE INTO traces VALUES (?,?,?)", [_row(key, trace)])
 
     def _remember(self, key: Digest, trace: Trace) -> None:
@@ -58,6 +64,7 @@ class Traces:
         self._memory.clear()
         if self._catalogue is not None:
             self._catalogue.write("DELETE FROM traces", [()])
+            self._catalogue.write("DELETE FROM warnings", [()])
 
 
 def _row(key: Digest, trace: Trace) -> tuple[Digest, bytes, float]:

@@ -88,6 +88,7 @@ def _report(nodes: Mapping[str, NodeReport]) -> dict[str, Any]:
             "reason": report.reason,
             "seconds": round(report.seconds, 6),
             "needs": list(report.needs),
+            "warnings": list(report.warnings),
         }
         for node, report in nodes.items()
     }

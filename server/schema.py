@@ -111,6 +111,7 @@ class NodeView(BaseModel):
     reason: str
     seconds: float
     needs: list[str]
+    warnings: list[str] = []
 
 
 class ProblemView(BaseModel):

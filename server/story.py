@@ -17,6 +17,7 @@ from engine.event import (
     Outcome,
     RunStarted,
     Trouble,
+    Warned,
 )
 from server.front import Front
 from server.metrics import Metrics
@@ -88,6 +89,8 @@ class Story:
                 self.tell("node.started", node=event.node, type=event.type, reason=event.reason)
             case NodeFinished():
                 self._finished(event)
+            case Warned():
+                self.tell("warning", node=event.node, message=event.message)
             case Trouble():
                 self.tell("trouble", node=event.node, message=event.message)
 
@@ -137,4 +140,9 @@ def told(nodes: Mapping[str, Mapping[str, Any]]) -> list[Lasting]:
     for node, report in nodes.items():
         reused.setdefault(report["outcome"], []).append(node)
     needed = sum(report["outcome"] != "unneeded" or report["reason"] != "not asked for" for report in nodes.values())
-    return [("run.started", {"nodes": needed}), ("nodes.reused", reused)]
+    warned = [
+        ("warning", {"node": node, "message": message})
+        for node, report in nodes.items()
+        for message in report.get("warnings", ())
+    ]
+    return [("run.started", {"nodes": needed}), *warned, ("nodes.reused", reused)]

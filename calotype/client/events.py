@@ -20,7 +20,8 @@ LOOK = 5.0
 class Event:
     """One thing that happened in a run, and what the service says of it.
 
-    `run.started`, `node.started`, `progress`, `preview`, `node.finished`, `nodes.reused`, `trouble`, `run.finished`.
+    `run.started`, `node.started`, `progress`, `preview`, `node.finished`, `nodes.reused`, `warning`, `trouble`,
+    `run.finished`.
     """
 
     name: str
@@ -86,6 +87,9 @@ def bearing(event: httpx2.ServerSentEvent) -> bool:
     return bool(event.data)
 
 
+_SAID = {"warning": engine_event.Warned, "trouble": engine_event.Trouble}
+
+
 def told(event: Event, run: str) -> Iterator[engine_event.Event]:
     """What the engine told its listeners, as far as an event tells it."""
     data = event.data
@@ -103,7 +107,7 @@ def told(event: Event, run: str) -> Iterator[engine_event.Event]:
             for word, nodes in data.items():
                 for node in nodes:
                     yield engine_event.NodeFinished(run, node, "", engine_event.Outcome(word), word)
-        case "trouble":
-            yield engine_event.Trouble(run, data["node"], data["message"])
+        case "warning" | "trouble":
+            yield _SAID[event.name](run, data["node"], data["message"])
         case "run.finished":
             yield engine_event.RunFinished(run, data["state"], data["seconds"])

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from toys import LOG, Blob, Wave, engine, graph
 
 from engine import errors
-from engine.context import CancelToken
+from engine.context import CancelToken, Context
 from engine.event import NodeProgress, NodeStarted, Outcome, Trouble
 from engine.file import Files
 from engine.node import node
@@ -639,6 +639,45 @@ class TestMemoryLadder:
 
         with pytest.raises(errors.RunFailed, match=r"OutOfMemory: out of memory on cpu after freeing .*values"):
             engine(hungry).run(graph({"out": "h"}, {"h": ("toy.hungry",)}))
+
+    def tiled(self, attempts, *, hungry=True):
+        """A node that works in tiles once memory was short."""
+
+        @node("toy.tiled", version=1)
+        def tiled(blob: Blob, context: Context) -> Blob:
+            """Memory runs out, unless it works in tiles."""
+            attempts.append(context.scarce)
+            if hungry and not context.scarce:
+                raise MemoryError
+            return Blob("tiled" if context.scarce else "whole")
+
+        return tiled
+
+    def one(self):
+        return graph({"out": "t"}, {"a": ("toy.blob",), "t": ("toy.tiled", {}, {"blob": "a"})})
+
+    def test_a_node_is_told_that_memory_was_short_and_its_result_is_kept_as_any_other(self):
+        attempts = []
+        house = engine(self.tiled(attempts))
+        assert house.run(self.one())["out"] == Blob("tiled")
+        assert attempts == [False, True]
+        assert house.run(self.one()).ran() == []
+
+    def test_in_exact_mode_memory_is_never_said_to_be_short(self):
+        attempts = []
+        result = engine(self.tiled(attempts), exact=True).run(self.one(), check=False)
+        assert "OutOfMemory" in result.nodes["t"].reason
+        assert attempts == [False, False]
+
+    def test_what_is_made_again_in_pieces_is_kept_under_what_it_was_known_as(self, tmp_path):
+        with engine(self.tiled([], hungry=False), cache=tmp_path, disk=0) as house:
+            whole = house.run(self.one())["out"]
+        events = []
+        with engine(self.tiled([]), cache=tmp_path, disk=0) as house:
+            result = house.run(self.one(), listener=events.append)
+            assert (whole, result["out"]) == (Blob("whole"), Blob("tiled"))
+            assert result.identities["out"] == whole.identity()
+        assert [event.node for event in events if isinstance(event, Trouble)] == ["t"]
 
 
 class TestFusion:
