@@ -1,158 +1,152 @@
-"""LoRA: changes of low rank to a model's weights (Hu et al. 2021, arXiv 2106.09685), read from a safetensors file.
+"""LoRAs and their kin: small changes to a model's weights, read from a safetensors file and put on a copy.
 
-A changed weight is W + strength * alpha / rank * up @ down. It belongs to a copy of the module that shares every other
-tensor with the module it was made of. That one is never written to, so nothing has to be taken back, and nothing
-drifts however often changes come and go.
+The copy shares every tensor that nothing changes with the module it was made of. That one is never written to, so
+nothing has to be taken back, and nothing drifts however often changes come and go. What is added to a weight, and by
+which paper, stands in `change`; how files lay it out, in `lora_layout` and `lora_keys`.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nodes.diffusion import original
-from nodes.diffusion.tensors import LoadError, some, weights
+from nodes.diffusion import bases, original
+from nodes.diffusion.change import Change
+from nodes.diffusion.lora_keys import PARTS, Part
+from nodes.diffusion.lora_layout import Target, changes
+from nodes.diffusion.tensors import LoadError, shapes, some, weights
+
+__all__ = ["PARTS", "REMEDY", "Lora", "Part", "described", "part_of", "patched", "read"]
 
 M = TypeVar("M", bound=nn.Module)
-Part = Literal["unet", "text_encoder"]
 
 REMEDY = "safetensors.torch.save_file(torch.load({path!r}, weights_only=True), {converted!r})"
 
-_PREFIXES: Mapping[str, Part] = {
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "base_model.model.unet.": "unet",
-    "base_model.model.text_encoder.": "text_encoder",
-    "unet.": "unet",
-    "text_encoder.": "text_encoder",
-    "text_model.": "text_encoder",
+_WORDS: Mapping[tuple[Part, ...], str] = {
+    ("unet",): "UNet",
+    ("text_encoder",): "text encoder",
+    ("text_encoder_2",): "second text encoder",
+    ("unet", "text_encoder"): "UNet and text encoder",
+    ("unet", "text_encoder_2"): "UNet and second text encoder",
+    ("text_encoder", "text_encoder_2"): "both text encoders",
+    PARTS: "UNet and both text encoders",
 }
-"""How keys of a part begin: kohya's spelling, PEFT's, diffusers', and that of a text encoder alone."""
-_BARE_UNET = ("down_blocks.", "mid_block.", "up_blocks.")
-_ENDINGS = {
-    "down": (
-        ".lora_down.weight",
-        ".lora_A.weight",
-        ".lora_A.default.weight",
-        ".lora.down.weight",
-        ".lora_linear_layer.down.weight",
-        "_lora.down.weight",
-    ),
-    "up": (
-        ".lora_up.weight",
-        ".lora_B.weight",
-        ".lora_B.default.weight",
-        ".lora.up.weight",
-        ".lora_linear_layer.up.weight",
-        "_lora.up.weight",
-    ),
-    "alpha": (".alpha",),
-}
-"""How keys end, by what stands there."""
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """The change of one weight: `down` is (rank, in, ...), `up` is (out, rank, ...); no `alpha` stands for the rank."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float | None
-
-    def fits(self, weight: Tensor) -> bool:
-        """Whether the change has the weight's shape."""
-        wide, high = self.down.flatten(1).shape, self.up.flatten(1).shape
-        return high[1] == wide[0] and high[0] == weight.shape[0] and high[0] * wide[1] == weight.numel()
-
-    def delta(self, weight: Tensor) -> Tensor:
-        """Return alpha / rank * up @ down in float32, with the weight's shape and on its device."""
-        up, down = (side.flatten(1).to(weight.device, torch.float32) for side in (self.up, self.down))
-        rank = down.shape[0]
-        return (up @ down).reshape(weight.shape) * ((rank if self.alpha is None else self.alpha) / rank)
 
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """The changes in a file, by part and by the name of the weight's module with `_` for every dot."""
+    """The changes in a file, by part and by what they change."""
 
     path: Path
-    changes: Mapping[Part, Mapping[str, Change]]
+    changes: Mapping[Part, Mapping[Target, Change]]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that it changes."""
+        return tuple(part for part in PARTS if self.changes[part])
+
+    @property
+    def made_for(self) -> str | None:
+        """The family of models that it was made for; None where nothing tells."""
+        unet = {name: change.shape for (name, _), change in self.changes["unet"].items()}
+        text = [change.shape for change in self.changes["text_encoder"].values()]
+        return bases.of_lora(unet, text, second=bool(self.changes["text_encoder_2"]))
 
 
 def read(path: Path | str) -> Lora:
-    """Read a LoRA in kohya's, diffusers' or PEFT's layout.
+    """Read a LoRA, LoHa, LoKr, DoRA or full differences, as kohya, LyCORIS, diffusers, PEFT or ComfyUI write them.
 
-    Raises LoadError for a pickle, a damaged file, keys of other methods (LoHa, LoKr, DoRA) or of SDXL's second text
-    encoder, and sides without their counterpart.
+    Raises LoadError for a pickle, a damaged file, keys of other methods and of other kinds of models, and tensors that
+    are incomplete or do not fit one another.
     """
     path = Path(path)
-    tensors, metadata = weights(path, REMEDY)
-    sides: dict[tuple[Part, str], dict[str, Tensor]] = defaultdict(dict)
-    unknown = []
-    for key, tensor in tensors.items():
-        found = _located(key)
-        if found is None:
-            unknown.append(key)
-        else:
-            part, name, side = found
-            sides[part, name][side] = tensor
-    if unknown or not sides:
-        found_keys = f"{len(unknown)} keys of something else: {some(unknown)}" if unknown else "no keys"
-        raise LoadError(path, "a LoRA for a Stable Diffusion 1.x or 2.x model", found_keys)
-    alphas = _alphas(path, metadata)
-    changes: dict[Part, dict[str, Change]] = {"unet": {}, "text_encoder": {}}
-    for (part, name), found_sides in sides.items():
-        changes[part][name] = _change(path, name, found_sides, alphas.get(part))
-    return Lora(path, changes)
+    return Lora(path, changes(path, *weights(path, REMEDY)))
 
 
-def patched(module: M, part: Part, loras: Iterable[tuple[Lora, float]]) -> tuple[M, tuple[str, ...]]:
+def described(path: Path | str) -> str:
+    """Say in a few words what a file is, such as "LoRA for SDXL, rank 16, UNet and both text encoders".
+
+    Nothing but the shapes in it is read. Raises LoadError as `read` does.
+    """
+    path = Path(path)
+    hollow = {key: torch.empty(shape, device="meta") for key, shape in shapes(path, REMEDY).items()}
+    lora = Lora(path, changes(path, hollow, {}))
+    all_changes = [change for part in lora.parts for change in lora.changes[part].values()]
+    methods = {"DoRA" if each.magnitude is not None else each.method for each in all_changes} - {"full"}
+    family = f" for {lora.made_for}" if lora.made_for else ""
+    ranks = sorted({each.rank for each in all_changes if each.rank is not None})
+    told = [" and ".join(sorted(methods)) or "full differences", _ranks(ranks), _WORDS[lora.parts]]
+    return ", ".join(filter(None, [told[0] + family, *told[1:]]))
+
+
+def patched(
+    module: M, part: Part, loras: Iterable[tuple[Lora, float]], parts: Collection[Part] = PARTS
+) -> tuple[M, tuple[str, ...]]:
     """Return a copy of the module with all changes, each at its strength, and the names of the weights of its own.
 
-    Where nothing changes it is the module itself. Sums are taken in float32 and rounded once, to the weight's dtype; a
-    strength of 0 changes nothing. Raises LoadError where a file has a change that fits no weight of the module, as one
-    that was made for another base model has.
+    Where nothing changes it is the module itself. Changes are made in the order in which they are given, in float32 and
+    where the weight lies, and rounded once, to the weight's dtype; a strength of 0 changes nothing. `parts` are those
+    that the model has. Raises LoadError where a file has a change that fits no weight of the module, or changes of a
+    part that the model lacks, as one that was made for another base model has.
     """
     places = _places(module)
     wanted: dict[str, list[tuple[Change, float]]] = defaultdict(list)
     for lora, strength in loras:
+        _check_parts(lora, module, parts)
         for name, change in _fitting(module, places, part, lora):
             if strength:
                 wanted[name].append((change, strength))
     made = _sharing(module) if wanted else module
-    for name, changes in wanted.items():
-        weight = module.get_parameter(name)
-        made.get_submodule(name.rpartition(".")[0]).register_parameter("weight", _summed(weight, changes))
+    for name, found in wanted.items():
+        owner, _, kind = name.rpartition(".")
+        made.get_submodule(owner).register_parameter(kind, _summed(module.get_parameter(name), found))
     return made, tuple(wanted)
 
 
-def _fitting(module: nn.Module, places: Mapping[str, str], part: Part, lora: Lora) -> Iterator[tuple[str, Change]]:
+def part_of(encoder: nn.Module) -> Part:
+    """Say which part a text encoder is in files of LoRAs: the one with a projection is SDXL's second."""
+    return "text_encoder_2" if hasattr(encoder, "text_projection") else "text_encoder"
+
+
+def _check_parts(lora: Lora, module: nn.Module, parts: Collection[Part]) -> None:
+    missing = tuple(part for part in lora.parts if part not in parts)
+    if missing:
+        has = _WORDS[tuple(part for part in PARTS if part in parts)]
+        expected = f"a LoRA for a model that has {has} alone (this {bases.of_module(module)})"
+        raise LoadError(lora.path, expected, f"changes of the {_WORDS[missing]}{_made_for(lora)}")
+
+
+def _fitting(module: nn.Module, places: Mapping[str, str], part: Part, lora: Lora) -> list[tuple[str, Change]]:
     """The changes with the full names of the weights that they are for."""
-    changes = lora.changes[part]
-    wrong = [
-        name
-        for name, change in changes.items()
-        if name not in places or not change.fits(module.get_parameter(places[name]))
-    ]
+    found, wrong = list[tuple[str, Change]](), list[str]()
+    for (name, kind), change in lora.changes[part].items():
+        weight = getattr(module.get_submodule(places[name]), kind, None) if name in places else None
+        if isinstance(weight, Tensor) and change.fits(weight):
+            found.append((f"{places[name]}.{kind}", change))
+        else:
+            wrong.append(name)
     if wrong:
-        found = f"{len(wrong)} of {len(changes)} that do not: {some(wrong)}; was it made for another base model?"
-        raise LoadError(lora.path, f"changes that fit the weights of this {type(module).__name__}", found)
-    return ((places[name], change) for name, change in changes.items())
+        count = f"{len(wrong)} of {len(lora.changes[part])} that do not{_made_for(lora)}: {some(wrong)}"
+        question = "" if lora.made_for else "; was it made for another base model?"
+        raise LoadError(lora.path, f"changes that fit the weights of this {bases.of_module(module)}", count + question)
+    return found
 
 
-def _summed(weight: Tensor, changes: Iterable[tuple[Change, float]]) -> nn.Parameter:
-    total = weight.detach().float()
-    for change, strength in changes:
-        total = total + strength * change.delta(weight)
+def _made_for(lora: Lora) -> str:
+    return f", as it is made for {lora.made_for}" if lora.made_for else ""
+
+
+def _summed(weight: Tensor, found: Iterable[tuple[Change, float]]) -> nn.Parameter:
+    total = weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    for change, strength in found:
+        change.put_on(total, strength)
     return nn.Parameter(total.to(weight.dtype), requires_grad=False)
 
 
@@ -162,45 +156,14 @@ def _sharing(module: M) -> M:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
-def _located(key: str) -> tuple[Part, str, str] | None:
-    """(part, module's name with `_` for dots, side) of a key; None where it is no LoRA's of these models."""
-    side, name = _ending(key)
-    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
-    if not side or not (prefix or name.startswith(_BARE_UNET)):
-        return None
-    part: Part = _PREFIXES[prefix] if prefix else "unet"
-    name = name.removeprefix(prefix).replace(".processor.", ".").replace(".", "_").removeprefix("text_model_")
-    return part, re.sub(r"_to_out$", "_to_out_0", name), side
-
-
-def _ending(key: str) -> tuple[str, str]:
-    """(side, the rest of the key); no side where the key ends in nothing that is known."""
-    for side, endings in _ENDINGS.items():
-        for ending in endings:
-            if key.endswith(ending):
-                return side, key.removesuffix(ending)
-    return "", key
-
-
-def _change(path: Path, name: str, sides: Mapping[str, Tensor], alpha: float | None) -> Change:
-    if not {"down", "up"} <= sides.keys():
-        raise LoadError(path, f"both sides of {name}", f"{' and '.join(sorted(sides))} alone")
-    return Change(sides["down"], sides["up"], float(sides["alpha"]) if "alpha" in sides else alpha)
-
-
-def _alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
-    """Alphas by part, as diffusers writes them into a file's metadata."""
-    said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    unusual = [name for name in said if name.endswith(("alpha_pattern", "use_dora", "use_rslora")) and said[name]]
-    if unusual:
-        raise LoadError(path, "one alpha for all weights of a part", f"{some(unusual)} in the metadata")
-    return {name.removesuffix(".lora_alpha"): value for name, value in said.items() if name.endswith(".lora_alpha")}
-
-
 def _places(module: nn.Module) -> dict[str, str]:
-    """Full names of the weights that can be changed, by their module's name with `_` for dots, in either spelling."""
-    names = [
-        name for name, inner in module.named_modules() if getattr(getattr(inner, "weight", None), "ndim", 0) in (2, 4)
-    ]
-    found = {name.replace(".", "_"): f"{name}.weight" for name in names}
-    return found | {there.replace(".", "_"): f"{name}.weight" for name, there in original.unet(names).items()}
+    """Modules with a weight, by their names with `_` for dots, in either spelling."""
+    names = [name for name, inner in module.named_modules() if isinstance(getattr(inner, "weight", None), Tensor)]
+    found = {name.removeprefix("text_model.").replace(".", "_"): name for name in names}
+    return found | {there.replace(".", "_"): name for name, there in original.unet(names).items()}
+
+
+def _ranks(ranks: list[int]) -> str:
+    if not ranks:
+        return ""
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
