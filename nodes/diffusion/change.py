@@ -164,4 +164,5 @@ def _with_lengths(changed: Tensor, magnitude: Tensor) -> Tensor:
     axis = _axis(magnitude, changed)
     others = [other for other in range(changed.ndim) if other != axis]
     length = torch.linalg.vector_norm(changed, dim=others, keepdim=True).clamp_min(torch.finfo(changed.dtype).tiny)
-    return changed * (magnitude.to(changed.device, torch.float32).reshape(length.shape) / length)
+    wanted = magnitude.to(changed.device, torch.float32).reshape(length.shape)
+    return changed * wanted.div(length)

@@ -6,7 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -50,7 +50,7 @@ def changes(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
     told = _told(path, metadata)
     made: dict[Part, dict[Target, Change]] = {part: {} for part in PARTS}
     for where, held in _modules(path, tensors):
-        for kind, change in _of_module(path, where, held, told.get(where.part)):
+        for kind, change in _of_module(path, where, held, told.get(where.part, _Told())):
             made[where.part][where.name, kind] = change
     if not any(made.values()):
         raise LoadError(path, EXPECTED, "no changes" if tensors else "no keys")
@@ -75,22 +75,19 @@ def _modules(path: Path, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Place,
     return ((places[module], fields) for module, fields in held.items())
 
 
-def _of_module(path: Path, where: Place, held: Held, told: _Told | None) -> Iterator[tuple[Kind, Change]]:
+def _of_module(path: Path, where: Place, held: Held, told: _Told) -> Iterator[tuple[Kind, Change]]:
     """What is said of one module: a change of its weight, of its bias, or of both; a lone alpha changes nothing."""
     sides = held.keys() - _BESIDE
     if sides or {"dora_scale", "rows"} & held.keys():
         method, factors = _method(path, where, sides)
         matrices = tuple(_matrix(held, names) for names in factors)
-        alpha, rooted = held.get("alpha"), False
-        if alpha is None and told is not None:
-            alpha, rooted = told.alpha(where), told.rooted
+        alpha: Tensor | float | None = held.get("alpha", told.alpha(where))
+        rooted = told.rooted and "alpha" not in held
         change = Change(method, matrices, alpha, held.get("scale"), rooted, _magnitude(held))
         yield "weight", _consistent(path, where, change, held)
     if "bias" in held:
-        yield (
-            "bias",
-            _consistent(path, where, Change("full", (Matrix((held["bias"],)),), scale=held.get("scale")), held),
-        )
+        change = Change("full", (Matrix((held["bias"],)),), scale=held.get("scale"))
+        yield "bias", _consistent(path, where, change, held)
 
 
 def _method(path: Path, where: Place, sides: Collection[Field]) -> tuple[Method, list[tuple[Field, ...]]]:
@@ -126,9 +123,9 @@ def _consistent(path: Path, where: Place, change: Change, held: Held) -> Change:
 class _Told:
     """What PEFT was told of a part: an alpha for all of it, others by names, and whether rank is under a root."""
 
-    usual: float | None
-    others: Mapping[str, float]
-    rooted: bool
+    usual: float | None = None
+    others: Mapping[str, float] = field(default_factory=dict)
+    rooted: bool = False
 
     def alpha(self, where: Place) -> float | None:
         """The alpha of a module: of the first name that its own ends in, as PEFT looks for it."""

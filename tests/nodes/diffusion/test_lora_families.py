@@ -345,7 +345,7 @@ class TestOtherBases:
     def test_what_it_was_made_for_is_told_from_names_and_widths(self, kohya_files, family):
         assert lora.read(kohya_files[family]).made_for == family
 
-    @pytest.mark.parametrize(("family", "other"), permutations(WHOLE, 2))
+    @pytest.mark.parametrize(("family", "other"), list(permutations(WHOLE, 2)))
     def test_one_for_another_family_is_refused_with_the_name_of_that_family(self, kohya_files, whole, family, other):
         with pytest.raises(LoadError) as caught:
             lora.patched(whole[family]["unet"], "unet", [(lora.read(kohya_files[other]), 1.0)])
