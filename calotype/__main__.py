@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from calotype import __version__
-from engine.errors import CacheError, CalotypeError, Cancelled, GraphError, Problem, RunFailed
+from engine.errors import CacheError, CalotypeError, Cancelled, FileError, GraphError, Problem, RunFailed
 
 if TYPE_CHECKING:
     from calotype.front import Engine
+    from calotype.models import Model
     from engine.context import CancelToken
     from engine.engine import Result
+    from engine.file import Files
     from engine.graph import Graph
 
 FAILED, REFUSED = 1, 2
@@ -36,6 +38,10 @@ Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where pictur
 Report = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write what ran and why, as JSON.")]
 Cache = Annotated[
     Path | None, typer.Option("--cache", metavar="DIR", envvar="CALOTYPE_CACHE", help="Folder of the disk tier.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The calotype.yaml that says where models lie; CALOTYPE_CONFIG."),
 ]
 Exact = Annotated[bool, typer.Option("--exact", help="Never fuse calls: the same bits on every run.")]
 Device = Annotated[str | None, typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N.")]
@@ -62,13 +68,14 @@ def run(
     folder: Folder = Path("out"),
     report: Report = None,
     cache: Cache = None,
+    config: Config = None,
     exact: Exact = False,
     device: Device = None,
 ) -> None:
     """Run a graph and save its pictures."""
     from calotype.sweep import Wanted, swept
 
-    with _engine(graph, cache, exact=exact, device=device) as engine:
+    with _engine(graph, cache, config, exact=exact, device=device) as engine:
         found = _edited(engine, graph, settings)
         if batch:
             found = swept(engine, found, Wanted({"batch": batch}))
@@ -95,6 +102,7 @@ def sweep(
     folder: Folder = Path("out"),
     report: Report = None,
     cache: Cache = None,
+    config: Config = None,
     exact: Exact = False,
     device: Device = None,
 ) -> None:
@@ -103,7 +111,7 @@ def sweep(
 
     named = {"x": _once("x", x), "y": _once("y", y), "z": _once("z", z), "batch": batch}
     axes = {name: text for name, text in named.items() if text}
-    with _engine(graph, cache, exact=exact, device=device) as engine:
+    with _engine(graph, cache, config, exact=exact, device=device) as engine:
         found = _edited(engine, graph, settings)
         if not axes and found.document.sweep is None:
             raise typer.BadParameter("name at least one axis: --x NAME=V,V,...")
@@ -120,11 +128,12 @@ def plan(
     settings: Set = None,
     outputs: Outputs = None,
     cache: Cache = None,
+    config: Config = None,
     exact: Exact = False,
     device: Device = None,
 ) -> None:
     """Show what would run, and why, without running anything."""
-    with _engine(graph, cache, exact=exact, device=device) as engine:
+    with _engine(graph, cache, config, exact=exact, device=device) as engine:
         rows = [
             (str(item.verdict), item.node, item.type, item.reason)
             for item in engine.plan(_edited(engine, graph, settings), outputs)
@@ -133,9 +142,9 @@ def plan(
 
 
 @app.command()
-def validate(graph: GraphName, settings: Set = None) -> None:
+def validate(graph: GraphName, settings: Set = None, config: Config = None) -> None:
     """Check a graph, and name everything that is wrong with it."""
-    with _engine(graph, None) as engine:
+    with _engine(graph, None, config) as engine:
         found = _edited(engine, graph, settings)
         problems = _problems(engine, found)
     if problems:
@@ -151,6 +160,7 @@ def serve(
     port: Annotated[int | None, typer.Option(metavar="N", help="Port to listen on; 8420 without it.")] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of queue, history and results.")] = None,
     cache: Cache = None,
+    config: Config = None,
     device: Device = None,
     exact: Exact = False,
     print_config: Annotated[
@@ -161,8 +171,15 @@ def serve(
     from calotype.service import serve as serve_settings
     from server.settings import Settings
 
-    given = {"host": host, "port": port, "data": data, "cache": cache, "device": device, "exact": exact or None}
-    settings = Settings.load(**given)
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "data": data,
+        "cache": cache,
+        "device": device,
+        "exact": exact or None,
+    }
+    settings = Settings.load(config=config, **given)
     if print_config:
         print(settings.dump(), end="")
         return
@@ -197,15 +214,50 @@ def graphs() -> None:
 
 
 @app.command()
-def models() -> None:
-    """List the models that can be named, with those in the folders checkpoints, loras, embeddings and vae here."""
-    from calotype.front import MODELS
-    from calotype.models import models as found
-    from engine.file import Files
+def models(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="models, loras, embeddings, vae, ...")] = None,
+    digest: Annotated[bool, typer.Option("--digest", help="Read every file for its digest, however large.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    cache: Cache = None,
+    config: Config = None,
+) -> None:
+    """List the models that can be named: what each is by its tensors, where it lies, and what is wrong with it.
 
-    listed = found(Files([Path()], named=MODELS))
-    rows = [(one.name, one.kind, f"{one.size / 1e6:.1f} MB", one.digest[:12], str(one.path)) for one in listed]
-    _table(("name", "kind", "size", "digest", "place"), rows)
+    Digests are those that are remembered in the cache folder, unless all of them are asked for.
+    """
+    from calotype.front import files_in
+    from calotype.models import KINDS
+    from engine.catalogue import Catalogue
+    from engine.trace import CataloguedDigests
+
+    if kind is not None and kind not in KINDS:
+        raise typer.BadParameter(f"expected {', '.join(KINDS)}, got {kind!r}")
+    files = files_in((), config, tell=_tell)
+    catalogue = Catalogue(cache) if cache else None
+    try:
+        if catalogue:
+            files.remember_in(CataloguedDigests(catalogue))
+        _list_models(files, [kind] if kind else list(KINDS), digest=digest, as_json=as_json)
+    finally:
+        if catalogue:
+            catalogue.close()
+
+
+def _list_models(files: "Files", kinds: list[str], *, digest: bool, as_json: bool) -> None:
+    from calotype.models import models as of_kind
+
+    found: list[Model] = []
+    for kind in kinds:
+        try:
+            found += of_kind(files, kind, digests=digest)
+        except FileError as error:
+            _tell(f"{kind}: {error}")
+    if as_json:
+        print(json.dumps([one.document() for one in found], indent=2))
+        return
+    names = ("name", "kind", "size", "digest", "place", "problems")
+    rows = [(one.name, one.what, one.written_size, (one.digest or "-")[:12], str(one.path), one.note) for one in found]
+    _table(names, rows)
 
 
 @app.command(name="import")
@@ -215,15 +267,14 @@ def import_(
     force: Annotated[bool, typer.Option("--force", help="Even where there is a file.")] = False,
     image: Annotated[Path | None, typer.Option(metavar="PICTURE", help="What it began with.", exists=True)] = None,
     mask: Annotated[Path | None, typer.Option(metavar="PICTURE", help="White: what changed.", exists=True)] = None,
+    config: Config = None,
 ) -> None:
     """Make a graph of the parameters in a picture that the WebUI saved, and say what they do not tell."""
-    from calotype.front import MODELS
+    from calotype.front import files_in
     from calotype.importing import import_file
-    from calotype.library import INPUTS
-    from engine.file import Files
 
     beside = path.parent if path else Path()
-    files = Files([beside, picture.parent, Path(), INPUTS], named=MODELS)
+    files = files_in([beside, picture.parent], config, tell=_tell)
     found = import_file(picture, files, beside=beside, image=image, mask=mask)
     if path is None:
         print(found.graph.dumps())
@@ -245,14 +296,16 @@ def _write_graph(path: Path, graph: "Graph", *, force: bool) -> None:
 
 @app.command()
 def show(
-    graph: GraphName, kind: Annotated[str, typer.Option("--as", metavar="KIND", help="mermaid or svg.")] = "mermaid"
+    graph: GraphName,
+    kind: Annotated[str, typer.Option("--as", metavar="KIND", help="mermaid or svg.")] = "mermaid",
+    config: Config = None,
 ) -> None:
     """Draw a graph, as mermaid text or as an SVG picture."""
     from calotype.drawing import KINDS
 
     if kind not in KINDS:
         raise typer.BadParameter(f"expected {' or '.join(KINDS)}, got {kind!r}")
-    with _engine(graph, None) as engine:
+    with _engine(graph, None, config) as engine:
         print(KINDS[kind](engine.program(_edited(engine, graph, None))))
 
 
@@ -297,13 +350,16 @@ def _opened(folder: Path | None) -> Iterator[tuple[Any, Any]]:
 
 
 @contextmanager
-def _engine(graph: str, cache: Path | None, *, exact: bool = False, device: str | None = None) -> Iterator["Engine"]:
+def _engine(
+    graph: str, cache: Path | None, config: Path | None, *, exact: bool = False, device: str | None = None
+) -> Iterator["Engine"]:
     """An engine that also finds files beside the graph; a wrong device is a wrong argument."""
-    from calotype.front import Engine
+    from calotype.front import Engine, files_in
 
     beside = Path(graph).expanduser().parent if graph != "-" else Path()
+    files = files_in([beside], config, tell=_tell)
     try:
-        engine = Engine(cache=cache, exact=exact, device=device, roots=[beside])
+        engine = Engine(cache=cache, exact=exact, device=device, files=files)
     except (ValueError, CacheError) as error:
         raise typer.BadParameter(str(error)) from error
     with engine:
@@ -326,6 +382,10 @@ def _edited(engine: "Engine", name: str, settings: list[str] | None) -> "Graph":
     if problems := changed_files(graph, engine, replaced):
         raise GraphError(problems)
     return graph
+
+
+def _tell(said: str) -> None:
+    err.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _once(axis: str, given: list[str] | None) -> str | None:

@@ -1,7 +1,8 @@
 """The front door: an engine with Calotype's nodes, files and settings, and graphs by name."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from engine.plan import Planned
 from engine.registry import Registry
 from engine.run import Listener
 from engine.socket import Socket
+from server.settings import places
 
 Graph = engine.graph.Graph
 MODELS = {"pocket": pocket.FOLDER}
@@ -31,7 +33,8 @@ class Engine(engine.engine.Engine):
 
     `cache` names the folder of the disk tier (default: the environment variable CALOTYPE_CACHE; none without it).
     `device` is `cpu` or `cuda[:n]` (default: CUDA where there is one). `roots` are folders to look for files in, before
-    the current one. `memory` is a budget in bytes for cached values and models together. `exact` never fuses calls and
+    the current one and those of models in a calotype.yaml: the file `config`, else the one that is found (see
+    docs/models.md). `memory` is a budget in bytes for cached values and models together. `exact` never fuses calls and
     gives the same bits on every run. `registry` replaces the installed nodes, `files` the places where files are.
     """
 
@@ -41,16 +44,17 @@ class Engine(engine.engine.Engine):
         cache: str | Path | None = None,
         device: str | None = None,
         roots: Iterable[str | Path] = (),
+        config: str | Path | None = None,
         registry: Registry | None = None,
         files: Files | None = None,
         **options: Any,
     ) -> None:
-        """Raises ValueError for a device that is not there, CacheError for a folder that cannot be used."""
+        """Raises ValueError for a device that is not there, CacheError for a folder, SettingsError for a `config`."""
         folder = cache or os.environ.get("CALOTYPE_CACHE")
         super().__init__(
             registry or Registry.installed(),
             device=Device(device or default_device()),
-            files=files or Files([*map(Path, roots), Path(), library.INPUTS], named=MODELS),
+            files=files or files_in(roots, config, tell=lambda said: warnings.warn(said, stacklevel=4)),
             cache=Path(folder).expanduser() if folder else None,
             numerics=versions(),
             **options,
@@ -82,6 +86,18 @@ class Engine(engine.engine.Engine):
     ) -> list[Planned]:
         """What a run would do, and why, without running anything."""
         return super().plan(_edited(graph, set), outputs, arguments=arguments)
+
+
+def files_in(roots: Iterable[str | Path], config: str | Path | None = None, *, tell: Callable[[str], None]) -> Files:
+    """The files that a person can name: in `roots`, here, and where the settings in calotype.yaml say.
+
+    `tell` is told what is probably not as it was meant. Raises SettingsError.
+    """
+    found = places(Path(config) if config is not None else None)
+    for said in found.warnings():
+        tell(said)
+    own = [*map(Path, roots), Path(), *found.roots, *found.tables, library.INPUTS]
+    return Files(own, places=found.folders(), named=MODELS)
 
 
 def _edited(graph: AnyGraph, settings: Mapping[str, Any] | None) -> Graph:

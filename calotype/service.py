@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import re
 import resource
 import shlex
@@ -43,6 +44,7 @@ SWITCH = 0.0005
 """Seconds after which a thread gives way to another: the writer of the history waits so long for every statement."""
 KEEP_ALIVE = 30
 """Seconds that an idle connection stays open."""
+_log = logging.getLogger("calotype")
 _PLAIN = re.compile(r"(parts/)?[A-Za-z0-9_-]{1,200}(\.(json|yaml|yml))?")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
@@ -145,11 +147,20 @@ def build(settings: Settings) -> Service:
         path = blobs / digest[:2] / digest
         return path if _BLOB.fullmatch(digest) and path.is_file() else None
 
-    roots = [inputs, *settings.inputs, *settings.models, INPUTS]
+    roots = [inputs, *settings.inputs, *settings.roots, *settings.tables, INPUTS]
+    files = Files(
+        roots,
+        places=settings.folders(),
+        named=MODELS,
+        schemes={"blob": blob},
+        anywhere=False,
+    )
+    for said in settings.warnings():
+        _log.warning(said)
     engine = Engine(
         cache=settings.disk_cache,
         device=settings.device,
-        files=Files(roots, named=MODELS, schemes={"blob": blob}, anywhere=False),
+        files=files,
         memory=settings.memory,
         disk=settings.disk,
         exact=settings.exact,

@@ -200,7 +200,7 @@ class _Reader:
         roots = [Path(path.anchor)] if path.is_absolute() else [*self.engine.files.roots]
         relative = str(path.relative_to(path.anchor))
         for root in roots:
-            folders = param.file is not None and param.file.folders
+            folders = param.file is not None and param.file.marks
             found = sorted(each for each in root.glob(relative) if folders or each.is_file())
             if found:
                 return [str(each if path.is_absolute() else each.relative_to(root)) for each in found]

@@ -467,6 +467,6 @@ def _label(value: Any, kind: type[File] | None = None) -> str:
     """A value in few letters: numbers to eight digits, models without folder and ending."""
     if isinstance(value, list):
         return ", ".join(map(_label, value)) or "none"
-    if isinstance(value, str) and _weight(kind) and kind and (kind.suffixes or kind.folders):
+    if isinstance(value, str) and _weight(kind) and kind and (kind.suffixes or kind.marks):
         return _SUFFIX.sub("", value.rstrip("/").rpartition("/")[2])
     return f"{value:.8g}" if isinstance(value, float) else str(value)

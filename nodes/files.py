@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar, NamedTuple, Self, TypeVar
 
 from engine.digest import Digest, digest
@@ -15,7 +15,7 @@ from nodes.style import Style
 
 K = TypeVar("K", bound=File)
 
-PICKLES = (".pt", ".bin", ".ckpt")
+PICKLES = (".pt", ".bin", ".ckpt", ".pth")
 """Endings of files that are found, so that whoever names them is told how to convert them."""
 
 
@@ -51,6 +51,24 @@ class VaeFile(ModelFile):
 
     kind: ClassVar[str] = "VAE"
     folder: ClassVar[str] = "vae"
+    suffixes: ClassVar[tuple[str, ...]] = (".safetensors", *PICKLES)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlNetFile(ModelFile):
+    """A ControlNet, a file or a folder in diffusers' layout, by its name in a folder `controlnet` or by its path."""
+
+    kind: ClassVar[str] = "ControlNet"
+    folder: ClassVar[str] = "controlnet"
+    suffixes: ClassVar[tuple[str, ...]] = (".safetensors", *PICKLES)
+
+
+@dataclass(frozen=True, slots=True)
+class UpscaleFile(File):
+    """A network that enlarges pictures, by its name in a folder `upscale` or by its path."""
+
+    kind: ClassVar[str] = "upscaler"
+    folder: ClassVar[str] = "upscale"
     suffixes: ClassVar[tuple[str, ...]] = (".safetensors", *PICKLES)
 
 
@@ -172,8 +190,7 @@ STYLES = Styles("styles.csv", Path(), digest("missing"), missing="no table of st
 
 def _mentioned(files: Files, texts: tuple[str, ...], *, strict: bool) -> Mentioned:
     """Find what texts mention; without `strict`, leave out what is named outright and not there."""
-    known = {PurePosixPath(name).name for name in files.names(EmbeddingFile)}
-    loras, outright, bare = _names(texts, tuple(sorted(known)))
+    loras, outright, bare = _names(texts, files.listed(EmbeddingFile).last)
     return Mentioned(
         _found(files, LoraFile, loras, strict=strict),
         _found(files, EmbeddingFile, tuple(dict.fromkeys((*outright, *bare))), strict=strict),
@@ -181,12 +198,12 @@ def _mentioned(files: Files, texts: tuple[str, ...], *, strict: bool) -> Mention
 
 
 @lru_cache(maxsize=256)
-def _names(texts: tuple[str, ...], known: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
+def _names(texts: tuple[str, ...], known: frozenset[str]) -> tuple[list[str], list[str], list[str]]:
     """Names of LoRAs, of embeddings that are named outright, and of known embeddings, each once."""
     said = [prompt.mentions(text) for text in texts]
     loras = dict.fromkeys(name for each in said for name in each.loras)
     outright = dict.fromkeys(name for each in said for name in each.embeddings)
-    bare = dict.fromkeys(name for text in texts for name in prompt.embedding_names(text, known))
+    bare = dict.fromkeys(name for text in texts for name in prompt.embedding_names(text, sorted(known)))
     return list(loras), list(outright), list(bare)
 
 

@@ -6,15 +6,14 @@ import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
-from pydantic_settings.exceptions import SettingsError as SourceError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr
 
 from engine.errors import Problem
-from server.source import FILE, PREFIX, SettingsError, filed, refused, undecoded
+from server.places import Places
+from server.source import FILE, PREFIX, SettingsError
 from server.spelling import (
     RECIPE,
     Address,
@@ -92,12 +91,8 @@ def _data() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "calotype"
 
 
-class Settings(BaseSettings):
-    """Settings of one service; `Settings.load()` reads and checks them. Relative paths start in the current folder."""
-
-    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True, frozen=True, hide_input_in_errors=True
-    )
+class Settings(Places):
+    """Settings of one service; `Settings.load()` reads and checks them."""
 
     host: Address = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8420, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -108,7 +103,6 @@ class Settings(BaseSettings):
     hosts: Hosts = Field(default=(), description="Names by which the service is known besides those it is bound to.")
     origins: Origins = Field(default=(), description="Foreign web pages that may use it, as scheme://host[:port].")
     inputs: Folders = Field(default=(), description="Folders in which submitted graphs may name pictures.")
-    models: Folders = Field(default=(), description="Folders in which submitted graphs may name models.")
     graphs: Folders = Field(default=(), description="Folders of saved graphs.")
     device: str | None = Field(default=None, description="cpu, cuda or cuda:N; the best there is without it.")
     exact: bool = Field(default=False, description="Never fuse calls: the same bits on every run.")
@@ -120,34 +114,6 @@ class Settings(BaseSettings):
     history: Keep = Field(default=Keep(), description="How long finished runs are remembered.")
     blobs: BlobKeep = Field(default=BlobKeep(), description="How long uploads and results are kept.")
     webhooks: Webhooks = Field(default=Webhooks(), description="Who may be told when a run has ended.")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Where settings come from, the strongest first."""
-        return init_settings, env_settings, InitSettingsSource(settings_cls, filed()[1])
-
-    @classmethod
-    def load(cls, **overrides: Any) -> Self:
-        """Read settings from everywhere and check them; an override of None counts as not given.
-
-        Raises SettingsError with everything that is wrong.
-        """
-        given = {name: value for name, value in overrides.items() if value is not None}
-        try:
-            settings = cls(**given)
-        except ValidationError as error:
-            raise refused(cls, error, given) from None  # pydantic's own text would show secrets
-        except SourceError as error:
-            raise undecoded(str(error)) from None
-        settings.check()
-        return settings
 
     def check(self) -> None:
         """Raise SettingsError where settings are fine alone, but not together."""
@@ -194,6 +160,11 @@ class Settings(BaseSettings):
     def dump(self) -> str:
         """Settings as the text of a calotype.yaml, each explained, secrets masked."""
         return "".join(_lines(self))
+
+
+def places(config: Path | None = None) -> Places:
+    """Where models lie, of all settings. Raises SettingsError."""
+    return Places.load(config=config, of=Settings)
 
 
 def _lines(section: BaseModel, indent: str = "") -> Iterator[str]:

@@ -31,7 +31,8 @@ def _secret(value: SecretStr) -> SecretStr:
     return value
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
+    """A list that may be written as one line: with commas, or as JSON. Raises ValueError."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -68,10 +69,10 @@ Secret = Annotated[SecretStr, AfterValidator(_secret)]
 Client = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")]
 Address = Annotated[str, Field(min_length=1), AfterValidator(_bound)]
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]
-Folders = Annotated[tuple[Folder, ...], NoDecode, BeforeValidator(_listed)]
-Hosts = Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_listed)]
-Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_listed)]
-Callees = Annotated[tuple[Annotated[str, AfterValidator(_callee)], ...], NoDecode, BeforeValidator(_listed)]
+Folders = Annotated[tuple[Folder, ...], NoDecode, BeforeValidator(listed)]
+Hosts = Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(listed)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(listed)]
+Callees = Annotated[tuple[Annotated[str, AfterValidator(_callee)], ...], NoDecode, BeforeValidator(listed)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[ByteSize, Field(ge=1)]

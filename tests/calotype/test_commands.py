@@ -383,15 +383,22 @@ class TestLookingAround:
         ):
             (tmp_path / folder).mkdir(parents=True)
             (tmp_path / folder / name).write_text("x" * 100_000)
-        listed = [line.split("\t")[:4] for line in call("models")[1].splitlines()]
+        listed = [line.split("\t") for line in call("models", "--digest")[1].splitlines()]
         digest = hashlib.sha256(b"x" * 100_000).hexdigest()[:12]
         assert [row[:3] for row in listed[1:]] == [
-            ["real", "model, not usable", "0.1 MB"],
+            ["real", "model", "0.1 MB"],
             ["old/fox", "lora", "0.1 MB"],
             ["easy", "embedding", "0.1 MB"],
             ["mine", "VAE", "0.1 MB"],
         ]
         assert [row[3] for row in listed[1:4]] == [digest] * 3
+        assert [row[4] for row in listed[1:3]] == ["checkpoints/real.safetensors", "loras/old/fox.safetensors"]
+        damaged = (
+            "expected a safetensors file, found a damaged one (Error while deserializing header: header too large)"
+        )
+        pickle = "a pickle, which is not loaded; docs/models.md says how to convert it"
+        no_json = "mine/config.json: expected JSON, found something else (Expecting value: line 1 column 1 (char 0))"
+        assert [row[5] for row in listed[1:]] == [damaged, damaged, pickle, no_json]
 
     def test_a_graph_is_drawn(self, call):
         assert call("show", "inpaint_after_img2img")[1].startswith("flowchart LR")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from engine import file
+from engine import file, listing
 from engine.errors import FileChanged, FileError
 from engine.file import RACY_NS, DigestMemory, File, Files, ModelFile
 
@@ -195,6 +195,15 @@ class TestFolders:
         assert files.resolve(ModelFile, "model").path == model
         assert files.resolve(ModelFile, "model/unet/weights.safetensors").digest == digest_of(b"weights")
 
+    @pytest.mark.parametrize("name", ["model", ".", "models"])
+    def test_a_folder_without_the_file_that_marks_a_model_is_none(self, served, root, model, name):
+        """Whoever names a folder of models does not have all of them digested."""
+        (model / "model_index.json").rename(model / "unet" / "model_index.json")
+        (root / "models").mkdir()
+        said = f"^{name!r} is a folder without config.json or model_index.json, so it is no model; name what is in it$"
+        with pytest.raises(FileError, match=said):
+            served.resolve(ModelFile, name)
+
     def test_a_folder_is_no_plain_file(self, root, model):
         with pytest.raises(FileError, match="no file 'model'"):
             Files([root]).resolve(File, "model")
@@ -213,7 +222,7 @@ class TestFolders:
             lambda model: (model / "unet" / "weights.safetensors").rename(model / "unet" / "other.safetensors"),
             lambda model: (model / "unet").rename(model / "vae"),
             lambda model: (model / "vocab.txt").write_text("a"),
-            lambda model: (model / "model_index.json").unlink(),
+            lambda model: (model / "unet" / "weights.safetensors").unlink(),
         ],
         ids=["content", "name", "folder", "more", "less"],
     )
@@ -386,6 +395,7 @@ class TestChanged:
 
 def test_a_model_folder_behind_a_link_is_part_of_the_digest(tmp_path):
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text("{}")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "model" / "vae").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "model")
@@ -492,7 +502,7 @@ class TestKinds:
         assert Files([root], anywhere=anywhere).names(Hat) == {}
 
     def test_more_files_than_can_be_looked_through_are_refused(self, served, hats, monkeypatch):
-        monkeypatch.setattr(file, "MAX_LISTED", 3)
+        monkeypatch.setattr(listing, "MAX_LISTED", 3)
         with pytest.raises(FileError, match="hats holds more than 3 files"):
             served.names(Hat)
 
@@ -546,3 +556,226 @@ class TestMentioned:
         (root / "hats" / "old" / "top.hat").write_text("top")
         for name in ("top", "old/top"):
             assert served.find_mentioned(Hat, name).read() == b"top"
+
+
+class TestPlaces:
+    """More folders for the files of a kind, which need not lie in a root nor be called as the kind's folder is."""
+
+    @pytest.fixture
+    def shop(self, tmp_path):
+        made = tmp_path / "shop" / "headwear"
+        for name in ("top.hat", "felt/fedora.hat"):
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            (made / name).write_text(f"shop {name}")
+        return made
+
+    @pytest.fixture
+    def files(self, root, shop):
+        (root / "hats").mkdir()
+        return Files([root], places={"hats": [shop]}, anywhere=False)
+
+    @pytest.mark.parametrize("name", ["fedora", "felt/fedora", "felt/fedora.hat"])
+    def test_files_in_them_are_found_by_name_also_further_down(self, files, shop, name):
+        for find in (files.find, files.find_mentioned):
+            found = find(Hat, name)
+            assert (found.name, found.path, found.root) == (name, shop / "felt/fedora.hat", None)
+
+    def test_other_kinds_do_not_look_there(self, files):
+        with pytest.raises(FileError):
+            files.find(File, "top.hat")
+
+    def test_roots_come_first_and_what_they_hide_is_listed(self, files, root, shop):
+        (root / "hats/top.cap").write_text("root")
+        assert files.find(Hat, "top").read() == b"root"
+        assert files.names(Hat)["top"] == root / "hats/top.cap"
+        assert list(files.listed(Hat).all) == [
+            ("top", root / "hats/top.cap"),
+            ("felt/fedora", shop / "felt/fedora.hat"),
+            ("top", shop / "top.hat"),
+        ]
+
+    def test_a_place_comes_before_a_plain_path(self, files, root, shop):
+        (root / "top.hat").write_text("plain")
+        assert files.find(Hat, "top").path == shop / "top.hat"
+
+    def test_places_are_searched_in_order(self, tmp_path, shop):
+        (tmp_path / "top.hat").write_text("first")
+        files = Files(places={"hats": [tmp_path, shop]})
+        assert files.find(Hat, "top").read() == b"first"
+
+    @pytest.mark.parametrize(
+        "name", ["../secret", "../../secret.txt", "felt/../../secret", "/", "door/secret", "window"]
+    )
+    @pytest.mark.parametrize("find", ["find", "find_mentioned"])
+    def test_nothing_leads_out_of_a_place(self, files, shop, tmp_path, name, find):
+        for path in (shop.parent / "secret.hat", tmp_path / "outside" / "secret.hat"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("secret")
+        (shop / "door").symlink_to(tmp_path / "outside")
+        (shop / "window.hat").symlink_to(tmp_path / "outside" / "secret.hat")
+        for search in (files.find, files.find_mentioned):
+            with pytest.raises(FileError):
+                search(Hat, name)
+        assert not {"door/secret", "window"} & files.names(Hat).keys()
+
+    def test_a_place_may_itself_be_a_link(self, shop, tmp_path):
+        (tmp_path / "alias").symlink_to(shop)
+        assert Files(places={"hats": [tmp_path / "alias"]}, anywhere=False).find(Hat, "fedora").read()
+
+    def test_a_folder_of_another_kind_within_a_place_is_not_listed_with_it(self, root, shop, tmp_path):
+        for name in ("caps", "hats", "felt/wool"):
+            (shop / name).mkdir()
+            (shop / name / "other.hat").write_text(name)
+        files = Files([shop], places={"hats": [shop], "caps": [shop / "felt/wool"]}, anywhere=False)
+        assert [name for name, _ in files.listed(Hat).all] == ["other", "felt/fedora", "top"]
+
+    def test_a_place_that_is_not_there_or_no_folder_holds_nothing(self, shop, tmp_path):
+        files = Files(places={"hats": [tmp_path / "nowhere", shop / "top.hat", shop]})
+        assert set(files.names(Hat)) == {"top", "felt/fedora"}
+        assert files.find(Hat, "top").path == shop / "top.hat"
+
+    def test_a_far_miss_is_told_of_all_places(self, files, root, shop):
+        with pytest.raises(FileError, match=rf"^no hat 'zzzzzz' \(searched {root}/hats, {shop}\)$"):
+            files.find(Hat, "zzzzzz")
+
+    def test_a_root_may_be_a_single_file_which_has_no_other_name(self, root, tmp_path):
+        (tmp_path / "other.txt").write_text("other")
+        files = Files([root, tmp_path / "secret.txt", tmp_path / "gone.txt"], anywhere=False)
+        assert files.find(File, "secret.txt").read() == b"secret"
+        (root / "secret.txt").write_text("own")
+        assert files.find(File, "secret.txt").read() == b"own"
+        for name in ("other.txt", "../other.txt", "gone.txt", "secret", "secret.txt/../other.txt", "."):
+            with pytest.raises(FileError):
+                files.find(File, name)
+
+
+class TestElsewhere:
+    """A kind may know of names that no folder has."""
+
+    @pytest.fixture
+    def crate(self, tmp_path):
+        """A kind that finds `ann/NAME` in a store of links to blobs, as hubs keep their files."""
+        store = tmp_path / "store"
+        (store / "blobs").mkdir(parents=True)
+
+        @dataclass(frozen=True, slots=True)
+        class Crate(ModelFile):
+            kind = "crate"
+            folder = "crates"
+
+            @classmethod
+            def elsewhere(cls, name):
+                path = store / "snapshots" / name.removeprefix("ann/")
+                return (path, store) if name.startswith("ann/") and path.is_dir() else None
+
+            @classmethod
+            def remedy(cls, name):
+                return f"fetch {name} first" if "/" in name else ""
+
+        return Crate
+
+    def put(self, store, name, file, content):
+        blob = store / "blobs" / hashlib.sha256(content).hexdigest()
+        blob.write_bytes(content)
+        link = store / "snapshots" / name / file
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+
+    @pytest.mark.parametrize("anywhere", [True, False])
+    def test_links_into_blobs_are_known_by_their_content(self, root, crate, tmp_path, anywhere):
+        self.put(tmp_path / "store", "big", "config.json", b"{}")
+        self.put(tmp_path / "store", "big", "unet/weights.safetensors", b"one")
+        files = Files([root], anywhere=anywhere)
+        before = files.find(crate, "ann/big")
+        assert before.path == tmp_path / "store/snapshots/big"
+        assert files.locate(before.digest) == before.path
+        self.put(tmp_path / "store", "big", "unet/weights.safetensors", b"two")
+        with pytest.raises(FileChanged):
+            before.verify()
+        with pytest.raises(FileChanged):
+            files.locate(before.digest)
+        assert files.find(crate, "ann/big").digest != before.digest
+        self.put(tmp_path / "store", "big", "unet/weights.safetensors", b"one")
+        assert files.find(crate, "ann/big").digest == before.digest
+
+    def test_the_same_content_in_a_plain_folder_is_the_same(self, root, crate, tmp_path):
+        self.put(tmp_path / "store", "big", "config.json", b"{}")
+        (root / "crates/big").mkdir(parents=True)
+        (root / "crates/big/config.json").write_bytes(b"{}")
+        files = Files([root])
+        assert files.find(crate, "ann/big").digest == files.find(crate, "big").digest
+
+    def test_a_folder_of_that_name_comes_first(self, root, crate, tmp_path):
+        self.put(tmp_path / "store", "big", "config.json", b"{}")
+        (root / "crates/ann/big").mkdir(parents=True)
+        (root / "crates/ann/big/config.json").write_text("mine")
+        assert Files([root]).find(crate, "ann/big").path == root / "crates/ann/big"
+
+    def test_a_service_does_not_follow_links_out_of_the_store(self, root, crate, tmp_path):
+        self.put(tmp_path / "store", "big", "config.json", b"{}")
+        (tmp_path / "store/snapshots/big/notes.txt").symlink_to(tmp_path / "secret.txt")
+        assert Files([root]).find(crate, "ann/big")
+        with pytest.raises(FileError):
+            Files([root], anywhere=False).find(crate, "ann/big")
+
+    def test_what_is_not_there_either_is_told_with_the_remedy(self, root, crate):
+        with pytest.raises(FileError, match=r"^no crate 'ann/big' \(searched .*\); fetch ann/big first$"):
+            Files([root]).find(crate, "ann/big")
+
+    def test_a_text_cannot_mention_it(self, root, crate, tmp_path):
+        self.put(tmp_path / "store", "big", "config.json", b"{}")
+        with pytest.raises(FileError):
+            Files([root]).find_mentioned(crate, "ann/big")
+
+
+class TestMoved:
+    """Content is what counts: where it lies, and under which name, may change between two looks."""
+
+    def test_a_root_that_is_renamed_keeps_the_digests_of_its_files(self, root):
+        before = Files([root]).find(File, "fox.txt").digest
+        moved = root.rename(root.with_name("moved"))
+        assert Files([moved]).find(File, "fox.txt").digest == before
+
+    def test_content_that_moved_is_found_again_by_the_next_look(self, root, tmp_path):
+        files = Files([root, tmp_path / "moved"])
+        before = files.find(File, "fox.txt")
+        root.rename(tmp_path / "moved")
+        with pytest.raises(FileChanged):
+            files.locate(before.digest)
+        again = files.find(File, "fox.txt")
+        assert (again.digest, files.locate(before.digest)) == (before.digest, tmp_path / "moved/fox.txt")
+
+    def test_the_same_bytes_in_two_folders_are_one_and_either_may_go(self, root, tmp_path):
+        (tmp_path / "more").mkdir()
+        (tmp_path / "more/fox.txt").write_text("fox")
+        files = Files([root, tmp_path / "more"])
+        first, second = files.find(File, "fox.txt"), files.find(File, str(tmp_path / "more/fox.txt"))
+        assert first.digest == second.digest
+        first.path.unlink()
+        assert files.find(File, "fox.txt").path == tmp_path / "more/fox.txt"
+        assert files.locate(first.digest) == tmp_path / "more/fox.txt"
+        second.verify()
+        with pytest.raises(FileChanged):
+            first.verify()
+
+    def test_a_change_of_one_of_two_copies_does_not_touch_the_other(self, root, tmp_path):
+        (root / "copy.txt").write_text("fox")
+        files = Files([root])
+        copy, original = files.find(File, "copy.txt"), files.find(File, "fox.txt")
+        copy.path.write_text("FOX")
+        assert files.locate(original.digest) == root / "fox.txt"
+        assert files.find(File, "copy.txt").digest != original.digest
+
+    def test_a_remembered_digest_is_had_without_reading(self, root, monkeypatch):
+        files = Files([root])
+        (root / "model").mkdir()
+        (root / "model/config.json").write_text("{}")
+        now = time.time_ns()
+        monkeypatch.setattr(file.time, "time_ns", lambda: now + 10 * RACY_NS)
+        for path in (root / "fox.txt", root / "model"):
+            assert files.remembered(path) is None
+            digest = files.digest(path)
+            assert files.remembered(path) == digest
+        (root / "model/config.json").write_text("[]")
+        assert files.remembered(root / "model") is None

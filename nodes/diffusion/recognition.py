@@ -1,0 +1,144 @@
+"""What a file of weights is, from the names and shapes of its tensors; its name and its folder mean nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from nodes.diffusion import checkpoint
+from nodes.diffusion.tensors import LoadError, shapes
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+CONFIG_BYTES = 1 << 20
+"""A longer config is none."""
+_BASES: Mapping[int, str] = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
+"""Base models by the width of the text that their cross-attention takes."""
+_CHECKPOINT = re.compile(r"(model\.)?diffusion_model\.|input_blocks\.0\.0\.weight$|cond_stage_model\.|conditioner\.")
+_CONTROLNET = re.compile(r"(^|\.)(input_hint_block\.0\.|controlnet_cond_embedding\.conv_in\.)")
+_LORA = re.compile(r"(\.|_)lora(_|\.)(down|up|A|B|linear_layer)|\.(hada_w1|lokr_w1|oft_blocks|diff)(_|\.|$)")
+_LORA_TEXT = re.compile(r"attn2[._](processor[._])?to_k(_lora)?\.((lora[._])?(down|A|linear_layer\.down)\b|hada_w1_b$)")
+"""Sides of LoRAs that take in what the text encoder gives."""
+_VAE = re.compile(r"(^|\.)(encoder\.down\.0\.block\.0\.conv1|encoder\.down_blocks\.0\.resnets\.0\.conv1)\.weight$")
+_UPSCALERS = {
+    r"^model\.1\.sub\.0\.(RDB1|0)\.|^body\.0\.rdb1\.|^RRDB_trunk\.0\.RDB1\.": "ESRGAN",
+    r"^layers\.0\.residual_group\.blocks\.0\.attn\.relative_position_bias_table$": "SwinIR",
+    r"^layers\.0\.residual_group\.blocks\.0\.(attn_block|conv_block)\.": "HAT",
+    r"^layers\.0\.blocks\.0\.(attn\.attns|adaptive_)": "DAT",
+    r"^body\.\d+\.weight$": "compact ESRGAN",
+}
+_METHODS = {"hada_w1": "LoHa", "lokr_w1": "LoKr", "oft_blocks": "OFT"}
+_PARTS = {
+    r"^(text_model|transformer\.text_model)\.encoder\.": "text encoder",
+    r"^down_blocks\.0\.": "UNet in diffusers' layout, without its config.json",
+}
+
+
+class Recognised(NamedTuple):
+    """What a file is, in a few words, and the folder that its kind belongs into; none where it has no folder."""
+
+    words: str
+    folder: str | None
+
+
+def recognise(path: Path) -> Recognised:
+    """Say what a file, or a folder in diffusers' layout, is. Raises LoadError for a damaged one, or a pickle."""
+    if path.is_dir():
+        return _folder(path)
+    found = shapes(path, checkpoint.REMEDY)
+    for judge in (_controlnet, _lora, _embedding):
+        if recognised := judge(found):
+            return recognised
+    if any(map(_CHECKPOINT.match, found)):
+        return Recognised(checkpoint.described(path), "checkpoints")
+    return next(filter(None, (judge(found) for judge in (_vae, _upscaler, _part))), _nothing(found))
+
+
+def _controlnet(found: Shapes) -> Recognised | None:
+    if not any(map(_CONTROLNET.search, found)):
+        return None
+    base = _base(found, re.compile(r"attn2\.to_k\.weight$"))
+    return Recognised(f"ControlNet{f' for {base}' if base else ''}", "controlnet")
+
+
+def _lora(found: Shapes) -> Recognised | None:
+    told = [match for match in map(_LORA.search, found) if match]
+    if not told:
+        return None
+    method = next((_METHODS[name] for match in told if (name := match[4]) in _METHODS), "LoRA")
+    base = _base(found, _LORA_TEXT)
+    return Recognised(f"{method}{f' for {base}' if base else _text_base(found)}", "loras")
+
+
+def _text_base(found: Shapes) -> str:
+    """The base model of a LoRA that changes text encoders alone."""
+    if any(name.startswith(("lora_te2_", "lora_te1_", "text_encoder_2.")) for name in found):
+        return " for SDXL"
+    base = _base(found, re.compile(r"(q_proj)(_lora)?\.(lora[._])?(down|A)\b"))
+    return f" for {base}" if base else ""
+
+
+def _embedding(found: Shapes) -> Recognised | None:
+    if {"clip_l", "clip_g"} <= found.keys():
+        return Recognised(f"embedding {found['clip_l'][-1]}+{found['clip_g'][-1]}", "embeddings")
+    if "emb_params" not in found and (len(found) != 1 or len(next(iter(found.values()))) not in (1, 2)):
+        return None
+    shape = found.get("emb_params", next(iter(found.values())))
+    return Recognised(f"embedding {shape[-1]}", "embeddings") if shape else None
+
+
+def _vae(found: Shapes) -> Recognised | None:
+    return Recognised("VAE", "vae") if any(map(_VAE.search, found)) else None
+
+
+def _upscaler(found: Shapes) -> Recognised | None:
+    for spelling, word in _UPSCALERS.items():
+        if any(re.search(spelling, name) for name in found):
+            return Recognised(f"upscaler {word}", "upscale")
+    return None
+
+
+def _part(found: Shapes) -> Recognised | None:
+    for spelling, words in _PARTS.items():
+        if any(re.search(spelling, name) for name in found):
+            return Recognised(words, None)
+    return None
+
+
+def _nothing(found: Shapes) -> Recognised:
+    return Recognised(f"{len(found)} tensors of something else", None)
+
+
+def _base(found: Shapes, spelling: re.Pattern[str]) -> str | None:
+    """The base model, by what a weight in the cross-attention, or its side of a LoRA, takes in."""
+    widths = (shape[1] for name, shape in found.items() if len(shape) > 1 and spelling.search(name))
+    return next((_BASES[width] for width in widths if width in _BASES), None)
+
+
+def _folder(path: Path) -> Recognised:
+    if (path / "model_index.json").is_file():
+        named = str(_config(path / "model_index.json").get("_class_name", "model"))
+        unet = path / "unet" / "config.json"
+        width = _config(unet).get("cross_attention_dim") if unet.is_file() else None
+        base = _BASES.get(width) if isinstance(width, int) else None
+        return Recognised(f"{base or named} in diffusers' layout", "checkpoints")
+    named = str(_config(path / "config.json").get("_class_name", "model"))
+    words, folder = {"AutoencoderKL": ("VAE", "vae"), "ControlNetModel": ("ControlNet", "controlnet")}.get(
+        named, (named, None)
+    )
+    return Recognised(f"{words} in diffusers' layout", folder)
+
+
+def _config(path: Path) -> dict[str, object]:
+    try:
+        if path.stat().st_size > CONFIG_BYTES:
+            raise ValueError(f"more than {CONFIG_BYTES >> 20} MiB")
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoadError(path, "JSON", f"something else ({error})") from error
+    if not isinstance(content, dict):
+        raise LoadError(path, "a JSON object", type(content).__name__)
+    return content
