@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from calotype.front import MODELS
+from engine.errors import FileChanged
 from engine.file import File, Files
 from nodes.diffusion.recognition import recognise
 from nodes.diffusion.tensors import LoadError
@@ -74,8 +75,9 @@ def _model(files: Files, kind: str, name: str, path: Path, *, digests: bool) -> 
         what, problems = _judged(KINDS[kind], path)
         size = sum(held.stat().st_size for held in (path.rglob("*") if path.is_dir() else [path]) if held.is_file())
         digest = files.digest(path) if digests else files.remembered(path)
-    except OSError as error:
-        return Model(kind, name, KINDS[kind].kind, 0, None, path, (f"cannot be read: {error.strerror}",))
+    except (OSError, FileChanged) as error:
+        said = str(error).removeprefix(f"{path}: ") if isinstance(error, FileChanged) else error.strerror
+        return Model(kind, name, KINDS[kind].kind, 0, None, path, (f"cannot be read: {said}",))
     return Model(kind, name, what, size, digest.hex() if digest else None, path, problems)
 
 

@@ -2,10 +2,7 @@
 
 import difflib
 import hashlib
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -13,9 +10,10 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple, Self, TypeVar
 
-from engine.digest import Digest, digest
+from engine.content import Contents, members
+from engine.digest import Digest
 from engine.errors import FileChanged, FileError
-from engine.listing import RACY_NS, Listings, TooMany, Top, Visit, named_in
+from engine.listing import Listings, TooMany, Top, Visit, named_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,34 +101,7 @@ class Listed(NamedTuple):
     last: frozenset[str]
 
 
-MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model"})
-
-Stamp = tuple[str, int, int, int, int]
-"""(path, inode, size, mtime in ns, ctime in ns): what a remembered digest is valid for."""
-
-
-def stamp(path: str) -> Stamp:
-    """What the file system says about `path` now."""
-    stat = os.stat(path)  # noqa: PTH116  paths are text here, for speed
-    return (path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-class DigestMemory:
-    """Digests of files that did not change since; a subclass may keep them over restarts."""
-
-    def __init__(self) -> None:
-        self._known: dict[Stamp, Digest] = {}
-
-    def get(self, stamp: Stamp) -> Digest | None:
-        """The remembered digest."""
-        return self._known.get(stamp)
-
-    def put(self, stamp: Stamp, value: Digest) -> None:
-        """Remember a digest."""
-        self._known[stamp] = value
-
-
-class Files:
+class Files(Contents):
     """Finds files by name and digests their content.
 
     `roots` are searched in order, then `places`: more folders of files of a kind, by the `folder` of the kind. A root
@@ -149,6 +120,7 @@ class Files:
         schemes: Mapping[str, Callable[[str], Path | None]] | None = None,
         anywhere: bool = True,
     ) -> None:
+        super().__init__()
         self.roots = tuple(dict.fromkeys(Path(root) for root in roots))
         self.places = {folder: tuple(dict.fromkeys(paths)) for folder, paths in (places or {}).items()}
         self.named = dict(named or {})
@@ -156,15 +128,6 @@ class Files:
         self.anywhere = anywhere
         self._listings = Listings()
         self._listed: dict[type[File], tuple[Sequence[Sequence[Visit]], Listed]] = {}
-        self._memory = DigestMemory()
-        self._folders: dict[tuple[tuple[str, Digest], ...], Digest] = {}
-        self._places: dict[Digest, Path] = {}
-        self.aside: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Gives way to other threads while a file is digested, which may take a while."""
-
-    def remember_in(self, memory: DigestMemory) -> None:
-        """Keep digests of unchanged files there from now on."""
-        self._memory = memory
 
     def search(self, folders: Iterable[Path]) -> None:
         """Look in these folders too, before the others."""
@@ -213,15 +176,6 @@ class Files:
             raise FileError(f"{error}; split it into several") from None
         return known[1]
 
-    def remembered(self, path: Path) -> Digest | None:
-        """The digest of what lies there, where nothing has to be read for it."""
-        members = _members(str(path), {os.path.realpath(path)}) if path.is_dir() else [str(path)]
-        return self.digest(path) if all(self._memory.get(stamp(member)) for member in members) else None
-
-    def digest(self, path: Path) -> Digest:
-        """The digest of what lies there: a file, or a folder that stands for one. Raises OSError."""
-        return self._digest_folder(str(path)) if path.is_dir() else self._digest(str(path))
-
     def _folders_of(self, kind: type[File]) -> list[Folder]:
         """The folders in which the files of a kind lie, the first one first."""
         if not kind.folder:
@@ -243,26 +197,9 @@ class Files:
             value = self.digest(path)
         except OSError as error:
             raise FileError(f"{name!r} cannot be read: {error.strerror} ({path})") from error
-        self._places[value] = path
+        self.noted(path, value)
         within = root is not None and path.is_relative_to(root) and not PurePosixPath(name).is_absolute()
         return kind(name, path, value, lambda: self.verify(path, value), root if within else None)
-
-    def locate(self, value: Digest) -> Path:
-        """Where a resolved digest was last seen. Raises FileChanged when it is not there any more."""
-        path = self._places.get(value)
-        if path is None:
-            raise FileChanged(f"no file with digest {value.hex()[:12]} has been resolved")
-        self.verify(path, value)
-        return path
-
-    def verify(self, path: Path, value: Digest) -> None:
-        """Raise FileChanged unless `path` still holds what `value` says."""
-        try:
-            now = self.digest(path)
-        except OSError as error:
-            raise FileChanged(f"{path}: {error.strerror}") from error
-        if now != value:
-            raise FileChanged(f"{path} changed while the graph ran")
 
     def _find(self, kind: type[File], name: str) -> tuple[Path, Path | None]:
         """Where a file lies, and the root within which it was found."""
@@ -354,26 +291,6 @@ class Files:
         said = kind.remedy(name)
         return f"no {kind.kind} {name!r}{hint}{'; ' if said else ''}{said}"
 
-    def _digest(self, path: str) -> Digest:
-        before, began = stamp(path), time.time_ns()
-        known = self._memory.get(before)
-        if known is not None:
-            return known
-        with self.aside(), open(path, "rb") as stream:  # noqa: PTH123  paths are text here, for speed
-            value = hashlib.file_digest(stream, "sha256").digest()
-        quiet = began - max(before[3], before[4]) > RACY_NS
-        if quiet and stamp(path) == before:
-            self._memory.put(before, value)
-        return value
-
-    def _digest_folder(self, path: str) -> Digest:
-        members = sorted(_members(path, {os.path.realpath(path)}))
-        known = tuple((member[len(path) + 1 :], self._digest(member)) for member in members)
-        found = self._folders.get(known)
-        if found is None:
-            found = self._folders[known] = digest("folder", known)
-        return found
-
 
 def _stands(kind: type[File], folder: Path) -> bool:
     """Whether a whole folder stands for a file of this kind."""
@@ -394,8 +311,7 @@ def _within(kind: type[File], root: Path, candidate: Path) -> bool:
         return False
     if not _stands(kind, candidate):
         return True
-    members = _members(str(candidate), {os.path.realpath(candidate)})
-    return all(Path(member).resolve().is_relative_to(root) for member in members)
+    return all(Path(member).resolve().is_relative_to(root) for member in members(str(candidate)))
 
 
 def _listed(names: Iterable[tuple[str, str]]) -> Listed:
@@ -403,21 +319,3 @@ def _listed(names: Iterable[tuple[str, str]]) -> Listed:
     first = dict(reversed(every))
     ordered = {name: first[name] for name, _ in every}
     return Listed(every, MappingProxyType(ordered), frozenset(name.rpartition("/")[2] for name in ordered))
-
-
-def _members(folder: str, seen: set[str]) -> Iterator[str]:
-    """The files that make a model, also behind links, as the loaders see them; a circle of links is walked once."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_file():
-                if os.path.splitext(entry.name)[1] in MODEL_SUFFIXES:  # noqa: PTH122  paths are text here, for speed
-                    yield entry.path
-            elif entry.is_dir() and not (entry.is_symlink() and _seen(entry.path, seen)):
-                yield from _members(entry.path, seen)
-
-
-def _seen(link: str, seen: set[str]) -> bool:
-    real = os.path.realpath(link)
-    known = real in seen
-    seen.add(real)
-    return known

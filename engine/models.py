@@ -115,7 +115,8 @@ class ModelPool:
             below = self.acquire(base, place)
         try:
             began = time.perf_counter()
-            module = ref.load(self._files, place) if base is None else ref.patched(below, self._files, place)
+            with self._files.reading():
+                module = ref.load(self._files, place) if base is None else ref.patched(below, self._files, place)
         except BaseException:
             if base is not None:
                 self.release(base)

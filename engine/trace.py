@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Any
 
 from engine.catalogue import Catalogue
+from engine.content import DigestMemory, Stamp
 from engine.digest import Digest
-from engine.file import DigestMemory, Stamp
 
 SIZE = 32
 """Bytes of one identity."""

@@ -3,14 +3,17 @@
 import hashlib
 import os
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 
 import pytest
 
-from engine import file, listing
+from engine import content, listing
+from engine.content import DigestMemory
 from engine.errors import FileChanged, FileError
-from engine.file import RACY_NS, DigestMemory, File, Files, ModelFile
+from engine.file import File, Files, ModelFile
+from engine.listing import RACY_NS
 
 
 @pytest.fixture
@@ -112,7 +115,7 @@ class TestMemory:
         self.later(monkeypatch)
         served.resolve(File, "fox.txt")
         reads = []
-        monkeypatch.setattr(file.hashlib, "file_digest", lambda *_: reads.append(1))
+        monkeypatch.setattr(content.hashlib, "file_digest", lambda *_: reads.append(1))
         assert served.resolve(File, "fox.txt").digest == digest_of(b"fox")
         assert (notebook.written, reads) == (1, [])
 
@@ -125,38 +128,38 @@ class TestMemory:
         self, served, root, notebook, monkeypatch
     ):
         """The file system's clock stands still: path, inode, size and times stay as they were."""
-        real = file.stamp
+        real = content.stamp
         frozen = real(root / "fox.txt")[3:]
-        monkeypatch.setattr(file, "stamp", lambda path: (*real(path)[:3], *frozen))
+        monkeypatch.setattr(content, "stamp", lambda path: (*real(path)[:3], *frozen))
         before = served.resolve(File, "fox.txt").digest
         (root / "fox.txt").write_text("FOX")
-        assert file.stamp(root / "fox.txt")[3:] == frozen
+        assert content.stamp(root / "fox.txt")[3:] == frozen
         assert served.resolve(File, "fox.txt").digest == digest_of(b"FOX") != before
 
     def test_a_file_written_while_it_is_digested_for_long_is_not_remembered(self, served, root, notebook, monkeypatch):
         """A large file begun right after it was written, and finished when the racy window is long over."""
         clock = [(root / "fox.txt").stat().st_mtime_ns + 1]
-        real = file.hashlib.file_digest
+        real = content.hashlib.file_digest
 
         def slow(stream, kind):
             clock[0] += 10 * RACY_NS
             return real(stream, kind)
 
-        monkeypatch.setattr(file.time, "time_ns", lambda: clock[0])
-        monkeypatch.setattr(file.hashlib, "file_digest", slow)
+        monkeypatch.setattr(content.time, "time_ns", lambda: clock[0])
+        monkeypatch.setattr(content.hashlib, "file_digest", slow)
         served.resolve(File, "fox.txt")
         assert notebook.written == 0
 
     def test_a_file_that_changes_under_the_reader_is_not_remembered(self, served, root, notebook, monkeypatch):
         self.later(monkeypatch)
-        real = file.hashlib.file_digest
+        real = content.hashlib.file_digest
 
         def slow(stream, kind):
             found = real(stream, kind)
             (root / "fox.txt").write_text("longer than before")
             return found
 
-        monkeypatch.setattr(file.hashlib, "file_digest", slow)
+        monkeypatch.setattr(content.hashlib, "file_digest", slow)
         served.resolve(File, "fox.txt")
         assert notebook.written == 0
 
@@ -175,7 +178,7 @@ class TestMemory:
     def later(self, monkeypatch):
         """Everything that is on disk was written a while ago."""
         now = time.time_ns()
-        monkeypatch.setattr(file.time, "time_ns", lambda: now + 10 * RACY_NS)
+        monkeypatch.setattr(content.time, "time_ns", lambda: now + 10 * RACY_NS)
 
 
 class TestFolders:
@@ -400,8 +403,8 @@ def test_a_model_folder_behind_a_link_is_part_of_the_digest(tmp_path):
     (tmp_path / "model" / "vae").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "model")
     digests = set()
-    for content in ("one", "two"):
-        (tmp_path / "elsewhere" / "config.json").write_text(content)
+    for said in ("one", "two"):
+        (tmp_path / "elsewhere" / "config.json").write_text(said)
         digests.add(Files([tmp_path]).resolve(ModelFile, "model").digest)
     assert len(digests) == 2
 
@@ -767,15 +770,110 @@ class TestMoved:
         assert files.locate(original.digest) == root / "fox.txt"
         assert files.find(File, "copy.txt").digest != original.digest
 
+    def test_a_copy_is_read_where_the_one_seen_last_is_gone_or_changed(self, root):
+        for name in ("first.txt", "second.txt", "third.txt"):
+            (root / name).write_text("same")
+        files = Files([root])
+        (value,) = {files.find(File, name).digest for name in ("first.txt", "second.txt", "third.txt")}
+        (root / "third.txt").unlink()
+        assert files.locate(value) == root / "second.txt"
+        (root / "second.txt").write_text("else")
+        assert files.locate(value) == root / "first.txt"
+        (root / "first.txt").write_text("else")
+        with pytest.raises(FileChanged, match=r"first\.txt changed"):
+            files.locate(value)
+
     def test_a_remembered_digest_is_had_without_reading(self, root, monkeypatch):
         files = Files([root])
         (root / "model").mkdir()
         (root / "model/config.json").write_text("{}")
         now = time.time_ns()
-        monkeypatch.setattr(file.time, "time_ns", lambda: now + 10 * RACY_NS)
+        monkeypatch.setattr(content.time, "time_ns", lambda: now + 10 * RACY_NS)
         for path in (root / "fox.txt", root / "model"):
             assert files.remembered(path) is None
             digest = files.digest(path)
             assert files.remembered(path) == digest
         (root / "model/config.json").write_text("[]")
         assert files.remembered(root / "model") is None
+
+
+class TestReading:
+    """What is located to be read stays where it is, and as it is, until it has been read."""
+
+    @pytest.fixture
+    def files(self, root):
+        (root / "copy.txt").write_text("fox")
+        return Files([root])
+
+    def test_another_copy_does_not_vouch_for_the_one_that_is_read(self, files, root):
+        """Another thread plans with a copy while a loader reads the original, which changes."""
+        value = files.find(File, "fox.txt").digest
+        with pytest.raises(FileChanged, match=r"fox\.txt changed"), files.reading():
+            assert files.locate(value) == root / "fox.txt"
+            (root / "fox.txt").write_text("FOX")
+            files.find(File, "copy.txt")
+            files.locate(value)
+
+    def test_it_is_enough_to_locate_it_once(self, files, root):
+        value = files.find(File, "fox.txt").digest
+        with pytest.raises(FileChanged, match=r"fox\.txt changed"), files.reading():
+            files.locate(value)
+            (root / "fox.txt").write_text("FOX")
+            files.find(File, "copy.txt")
+
+    def test_content_that_changed_and_changed_back_may_have_been_read(self, files, root):
+        value = files.find(File, "fox.txt").digest
+        with pytest.raises(FileChanged, match=r"fox\.txt changed while it was read"), files.reading():
+            files.locate(value)
+            (root / "fox.txt").write_text("FOX")
+            (root / "owl.txt").write_text("fox")
+            (root / "owl.txt").replace(root / "fox.txt")
+
+    def test_a_file_of_a_model_that_comes_meanwhile_is_noticed(self, files, root):
+        (root / "model").mkdir()
+        (root / "model/config.json").write_text("{}")
+        value = files.find(ModelFile, "model").digest
+        with pytest.raises(FileChanged), files.reading():
+            files.locate(value)
+            (root / "model/more.json").write_text("{}")
+
+    def test_trouble_with_a_file_that_changed_is_that_it_changed(self, files, root):
+        value = files.find(File, "fox.txt").digest
+        with pytest.raises(FileChanged), files.reading():
+            files.locate(value)
+            (root / "fox.txt").unlink()
+            raise ValueError("cannot be read")
+
+    def test_other_trouble_stays_what_it_is(self, files):
+        value = files.find(File, "fox.txt").digest
+        with pytest.raises(ValueError, match="too large"), files.reading():
+            files.locate(value)
+            raise ValueError("too large")
+
+    def test_what_is_left_alone_is_read_also_within_another_reading(self, files, root):
+        first, second = files.find(File, "fox.txt").digest, files.find(File, "owl.txt").digest
+        with files.reading():
+            assert files.locate(first) == root / "fox.txt"
+            with files.reading():
+                assert files.locate(second) == root / "owl.txt"
+            (root / "owl.txt").write_text("done with it")
+            assert files.locate(first) == root / "fox.txt"
+        with pytest.raises(FileChanged):
+            files.locate(second)
+
+    def test_threads_read_apart_from_one_another(self, files, root):
+        value = files.find(File, "fox.txt").digest
+        located = []
+
+        def other():
+            with files.reading():
+                located.append(files.locate(value))
+
+        with files.reading():
+            assert files.locate(value) == root / "fox.txt"
+            files.find(File, "copy.txt")
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+            assert files.locate(value) == root / "fox.txt"
+        assert located == [root / "copy.txt"]

@@ -9,7 +9,7 @@ import pytest
 from engine.budget import Ledger
 from engine.context import Context
 from engine.errors import FileChanged
-from engine.file import Files
+from engine.file import File, Files
 from engine.models import ModelPool, ModelRef
 
 LOADED = []
@@ -273,3 +273,78 @@ class TestContext:
         context = Context()
         assert context.model(Ref("unet")) is context.model(Ref("unet"))
         assert LOADED == [("unet", "cpu")]
+
+
+@dataclass(frozen=True)
+class Written(ModelRef[Module]):
+    """A module that is what a file holds; while it is read, `MEANWHILE` happens."""
+
+    digest: str
+
+    def load(self, files, place):
+        LOADED.append((self.digest, place))
+        path = files.locate(bytes.fromhex(self.digest))
+        name = path.read_text()
+        for happen in MEANWHILE:
+            happen(path)
+        return Module(name)
+
+    def module_bytes(self, module):
+        return 1
+
+
+MEANWHILE = []
+
+
+class TestFiles:
+    """A module is what the files hold that its reference was made of, or it is not kept."""
+
+    @pytest.fixture
+    def files(self, tmp_path):
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "weights").write_text("fox")
+        return Files([tmp_path / "one", tmp_path / "two"])
+
+    @pytest.fixture(autouse=True)
+    def _nothing_happens(self):
+        MEANWHILE.clear()
+
+    def ref(self, files, path):
+        return Written(files.find(File, str(path)).digest.hex())
+
+    @pytest.mark.parametrize(
+        "happen",
+        [
+            lambda path: path.write_text("owl"),
+            lambda path: path.unlink(),
+            lambda path: (path.with_name("new").write_text("fox"), path.with_name("new").replace(path)),
+        ],
+        ids=["changed", "gone", "replaced by the same"],
+    )
+    def test_one_whose_file_changes_while_it_is_read_is_not_kept(self, files, tmp_path, happen):
+        pool = ModelPool(files)
+        ref = self.ref(files, tmp_path / "one/weights")
+        self.ref(files, tmp_path / "two/weights")
+        files.find(File, "weights")
+        MEANWHILE.append(happen)
+        with pytest.raises(FileChanged):
+            pool.acquire(ref, "cpu")
+        MEANWHILE.clear()
+        assert (pool.acquire(ref, "cpu").name, len(LOADED)) == ("fox", 2)
+
+    def test_another_copy_does_not_vouch_for_the_file_that_was_read(self, files, tmp_path):
+        """Meanwhile another thread plans with a file of the same content."""
+        pool = ModelPool(files)
+        ref = self.ref(files, tmp_path / "one/weights")
+        MEANWHILE.append(lambda path: path.write_text("owl"))
+        MEANWHILE.append(lambda _: self.ref(files, tmp_path / "two/weights"))
+        with pytest.raises(FileChanged, match="one/weights"):
+            pool.acquire(ref, "cpu")
+
+    def test_a_copy_is_loaded_where_the_file_that_was_planned_is_gone(self, files, tmp_path):
+        pool = ModelPool(files)
+        self.ref(files, tmp_path / "two/weights")
+        ref = self.ref(files, tmp_path / "one/weights")
+        (tmp_path / "one/weights").unlink()
+        assert pool.acquire(ref, "cpu").name == "fox"

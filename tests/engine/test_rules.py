@@ -216,6 +216,21 @@ class TestFiles:
         LOG.clear()
         assert ran(house.run(self.loading())) == []
 
+    def test_a_folder_that_was_renamed_or_copied_runs_nothing(self, files, tmp_path):
+        (tmp_path / "one").mkdir()
+        (tmp_path / "one" / "owl.txt").write_text("owl")
+        with engine(files=Files([tmp_path / "one"]), cache=tmp_path / "cache") as house:
+            house.run(self.loading("owl.txt"))
+        (tmp_path / "one").rename(tmp_path / "two")
+        LOG.clear()
+        with engine(files=Files([tmp_path / "one", tmp_path / "two"]), cache=tmp_path / "cache") as house:
+            assert ran(house.run(self.loading("owl.txt"))) == []
+            (tmp_path / "one").mkdir()
+            (tmp_path / "one" / "owl.txt").write_text("owl")
+            assert ran(house.run(self.loading("owl.txt"))) == []
+            (tmp_path / "one" / "owl.txt").write_text("elk")
+            assert ran(house.run(self.loading("owl.txt"))) == ["a", "b"]
+
     @pytest.fixture
     def books(self, tmp_path):
         (tmp_path / "books").mkdir()
