@@ -66,6 +66,13 @@ SamplerName = Literal[
     "deis",
     "res_multistep",
     "gradient_estimation",
+    "ipndm_v",
+    "res_multistep_ancestral",
+    "seeds_2",
+    "seeds_3",
+    "er_sde",
+    "sa_solver",
+    "sa_solver_pece",
 ]
 ScheduleName = Literal[
     "automatic",
@@ -82,6 +89,11 @@ ScheduleName = Literal[
     "linear_quadratic",
     "align_your_steps",
     "align_your_steps_xl",
+    "vp",
+    "laplace",
+    "sd_turbo",
+    "lcm",
+    "custom",
 ]
 """A schedule; "automatic" is the one that the sampler is made for."""
 Step = Annotated[int, Ge(0), Le(100_000)]

@@ -11,6 +11,7 @@ from math import sqrt
 from torch import Tensor
 
 from nodes.diffusion.flow import midpoint_step
+from nodes.diffusion.multistep import refined_step
 from nodes.diffusion.step import Noise, Steps, ancestral_step, exponential_step, renoised, slope
 
 
@@ -33,18 +34,30 @@ def dpm_2_ancestral(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: fl
     return x
 
 
-def dpmpp_2s_ancestral(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0) -> Steps:
+def dpmpp_2s_ancestral(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0, r: float = 0.5) -> Steps:
     """DPM-Solver++(2S) with ancestral noise: Lu et al. 2022, algorithm 1 (https://arxiv.org/abs/2211.01095).
 
-    Two questions a step, the second in the middle of log sigma; one where it steps down to 0.
+    Two questions a step, the second after the share `r` of log sigma; one where it steps down to 0.
     """
     for sigma, following in pairwise(sigmas):
         denoised = yield x, sigma
         down, up = ancestral_step(sigma, following, eta)
         if down > 0:
-            middle = sqrt(sigma * down)
-            denoised = yield exponential_step(x, denoised, sigma, middle), middle
+            between = sigma * (down / sigma) ** r
+            ahead = yield exponential_step(x, denoised, sigma, between), between
+            denoised = denoised + (ahead - denoised) / (2 * r)
         x = renoised(exponential_step(x, denoised, sigma, down), up, noise, sigma, following)
+    return x
+
+
+def res_multistep_ancestral(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0) -> Steps:
+    """RES, multistep, with ancestral noise; with `eta` 0 it is `res_multistep`."""
+    before: tuple[Tensor, float] | None = None
+    for sigma, following in pairwise(sigmas):
+        denoised = yield x, sigma
+        down, up = ancestral_step(sigma, following, eta)
+        x = renoised(refined_step(x, denoised, sigma, down, before), up, noise, sigma, following)
+        before = denoised, sigma
     return x
 
 

@@ -18,7 +18,7 @@ from nodes.diffusion.step import Noise, Steps, ancestral_step, renoised, slope
 Pair: TypeAlias = Generator[tuple[Tensor, float], Tensor, tuple[Tensor, Tensor]]
 
 RELATIVE, ABSOLUTE = 0.05, 0.0078
-"""What `dpm_adaptive` lets a step differ from one of lower order: a share of the latent, and at least this."""
+"""What `dpm_adaptive` lets a step differ from one of lower order, unless told otherwise."""
 CLOSE = 1e-5
 """How near to the end, in log sigma, counts as there."""
 
@@ -46,10 +46,19 @@ def dpm_fast(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1
     return x
 
 
-def dpm_adaptive(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0) -> Steps:
+def dpm_adaptive(
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    eta: float = 1.0,
+    rtol: float = RELATIVE,
+    atol: float = ABSOLUTE,
+) -> Steps:
     """DPM-Solver-23: steps of order 3 as long as those of order 2 agree with them; as many as it takes.
 
-    The error is the root mean square over all of x, so pictures that are to be independent must be run one by one.
+    They agree within the share `rtol` of the latent, and at least `atol`. The error is the root mean square over all of
+    x, so pictures that are to be independent must be run one by one.
     """
     sigma, last = _ends(sigmas)
     if last == sigma:
@@ -61,7 +70,7 @@ def dpm_adaptive(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float
         down, up = _bounded_step(sigma, following, last, eta)
         known = slope(x, (yield x, sigma), sigma) if known is None else known
         low, high = yield from _both(x, known, sigma, down)
-        if control.accepts(_error(low, high, before)):
+        if control.accepts(_error(low, high, (low.abs().maximum(before.abs()) * rtol).clamp(min=atol))):
             before, x, known = low, renoised(high, up, noise, sigma, following), None
             sigma = following
     return x
@@ -122,7 +131,6 @@ def _both(x: Tensor, known: Tensor, sigma: float, following: float) -> Pair:
     return low, plain - last * (following * 1.5 * (expm1(step) / step - 1))
 
 
-def _error(low: Tensor, high: Tensor, before: Tensor) -> float:
+def _error(low: Tensor, high: Tensor, passed: Tensor) -> float:
     """How far apart two results are, against what is let pass."""
-    passed = (low.abs().maximum(before.abs()) * RELATIVE).clamp(min=ABSOLUTE)
     return float(((low - high) / passed).square().mean().sqrt())

@@ -1,7 +1,7 @@
 """Multistep samplers: one question a step, and older answers to bend the way. See `step` for their shape."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from math import log
 from typing import Any
 
@@ -13,7 +13,7 @@ from nodes.diffusion.step import Noise, Steps, exponential_step, slope, weighed
 
 EVEN = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 """Adams and Bashforth's weights of the newest slope and those before, for steps of equal length."""
-POINTS, WEIGHTS = np.polynomial.legendre.leggauss(8)
+POINTS, WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 def dpmpp_2m(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001 - all samplers have one shape
@@ -38,34 +38,29 @@ def res_multistep(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:  #
 
     Like `dpmpp_2m`, but the change between answers is integrated exactly. The step onto 0 is of first order.
     """
-    previous, previous_step = x, 0.0
+    before: tuple[Tensor, float] | None = None
     for sigma, following in pairwise(sigmas):
         denoised = yield x, sigma
-        if following == 0:
-            return denoised
-        step = log(sigma / following)
-        x = exponential_step(x, denoised, sigma, following)
-        if previous_step:
-            x = x + (denoised - previous) * (phi_2(step) * step / previous_step)
-        previous, previous_step = denoised, step
+        x = refined_step(x, denoised, sigma, following, before)
+        before = denoised, sigma
     return x
 
 
-def lms(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001 - all samplers have one shape
-    """LMS: linear multistep in sigma, up to order 4 (k-diffusion), Adams-Bashforth on uneven levels.
+def lms(x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 4) -> Steps:  # noqa: ARG001 - one shape
+    """LMS: linear multistep in sigma, up to `order` (k-diffusion), Adams-Bashforth on uneven levels.
 
     The step onto 0 bends like the others, so its end is not the last answer.
     """
     slopes: list[Tensor] = []
     for position, (sigma, following) in enumerate(pairwise(sigmas)):
-        slopes = [slope(x, (yield x, sigma), sigma), *slopes][:4]
+        slopes = [slope(x, (yield x, sigma), sigma), *slopes][:order]
         levels = [sigmas[position - back] for back in range(len(slopes))]
-        x = x + weighed(_integrals(levels, following, np.ones_like), slopes)
+        x = x + weighed(integrals(levels, sigma, following, np.ones_like), slopes)
     return x
 
 
-def deis(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001 - all samplers have one shape
-    """DEIS: Zhang and Chen 2022 (https://arxiv.org/abs/2204.13902), rho-AB over log rho as in diffusers, order 3.
+def deis(x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 3) -> Steps:  # noqa: ARG001 - one shape
+    """DEIS: Zhang and Chen 2022 (https://arxiv.org/abs/2204.13902), rho-AB over log rho as in diffusers, up to `order`.
 
     The slope is taken for a polynomial in log sigma. The step onto 0, where that has no end, is of first order.
     """
@@ -74,9 +69,9 @@ def deis(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: AR
         denoised = yield x, sigma
         if following == 0:
             return denoised
-        slopes = [slope(x, denoised, sigma), *slopes][:3]
+        slopes = [slope(x, denoised, sigma), *slopes][:order]
         times = [log(sigmas[position - back]) for back in range(len(slopes))]
-        x = x + weighed(_integrals(times, log(following), np.exp), slopes)
+        x = x + weighed(integrals(times, log(sigma), log(following), np.exp), slopes)
     return x
 
 
@@ -99,16 +94,63 @@ def plms(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: AR
     return x
 
 
-def ipndm(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001 - all samplers have one shape
+def ipndm(x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 4) -> Steps:  # noqa: ARG001 - one shape
     """iPNDM: Zhang and Chen 2022 (https://arxiv.org/abs/2204.13902): like `plms`, but it begins with Euler's step."""
+    return _improved(x, sigmas, order, lambda lengths: EVEN[len(lengths) - 1])
+
+
+def ipndm_v(x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 4) -> Steps:  # noqa: ARG001 - one shape
+    """Take uneven steps like `ipndm`, as Zhou et al. published it (https://github.com/zju-pi/diff-sampler).
+
+    Their third order is Adams and Bashforth's only where steps are even, and their fourth nowhere; with exact weights
+    it would be `lms`. Pictures are made with these, so they stay.
+    """
+    return _improved(x, sigmas, order, _uneven)
+
+
+def _improved(
+    x: Tensor, sigmas: Sequence[float], order: int, weights: Callable[[Sequence[float]], Sequence[float]]
+) -> Steps:
+    """Step by weighed slopes, whose `weights` are told the lengths of this step and of those before."""
     slopes: list[Tensor] = []
+    lengths: list[float] = []
     for sigma, following in pairwise(sigmas):
         denoised = yield x, sigma
         if following == 0:
             return denoised
-        slopes = [slope(x, denoised, sigma), *slopes][:4]
-        x = x + weighed(EVEN[len(slopes) - 1], slopes) * (following - sigma)
+        slopes = [slope(x, denoised, sigma), *slopes][:order]
+        lengths = [following - sigma, *lengths][:order]
+        x = x + weighed(weights(lengths), slopes) * (following - sigma)
     return x
+
+
+def _uneven(lengths: Sequence[float]) -> Sequence[float]:
+    """Weigh the newest slope and those before: Newton's form, whose terms are set out by their differences."""
+    if len(lengths) == 1:
+        return EVEN[0]
+    now, one, *older = lengths
+    weights = [1 + now / (2 * one), -now / (2 * one)]
+    if older:
+        two, *oldest = older
+        third = (1 - now**2 / (3 * one * (one + two))) / 2
+        weights = _plus(weights, [third, -third * (1 + one / two), third * one / two])
+        if oldest:
+            weights = _plus(weights, _fourth(now, one, two, oldest[0]))
+    return weights
+
+
+def _fourth(now: float, one: float, two: float, three: float) -> Sequence[float]:
+    """Weigh the four slopes of the third difference."""
+    near, far, whole = now + one, one + two, now + one + two
+    share = (1 - now / (3 * near)) / 2 + (1 - now / (2 * near)) * now / (6 * whole)
+    fourth = share * now * near * whole / (one * far * (far + three))
+    ratio, bent = one / two, one * far / (two * (two + three))
+    weights = (1, -(1 + ratio + bent), ratio + bent * (1 + two / three), -bent * ratio)
+    return [fourth * weight for weight in weights]
+
+
+def _plus(weights: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [weight + other for weight, other in zip_longest(weights, others, fillvalue=0.0)]
 
 
 def gradient_estimation(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001 - one shape
@@ -124,13 +166,27 @@ def gradient_estimation(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Ste
     return x
 
 
-def _integrals(times: Sequence[float], end: float, speed: Callable[[Any], Any]) -> list[float]:
-    """Integrate each of Lagrange's polynomials on `times`, from times[0] to `end`, at the `speed` of sigma there.
+def refined_step(
+    x: Tensor, denoised: Tensor, sigma: float, following: float, before: tuple[Tensor, float] | None
+) -> Tensor:
+    """Go to `following` as if the denoised latent went on as it did from the answer and the level `before`.
 
-    By Gauss and Legendre's rule with 8 points: exact at an even speed, and to 1e-12 at an exponential one.
+    Exact for answers that are linear in log sigma. Without one before, and onto 0, it stays what it is.
     """
-    half = (end - times[0]) / 2
-    at = times[0] + half * (1 + POINTS)
+    x = exponential_step(x, denoised, sigma, following)
+    if before is None or following == 0:
+        return x
+    step, (previous, level) = log(sigma / following), before
+    return x + (denoised - previous) * (phi_2(step) * step / log(level / sigma))
+
+
+def integrals(times: Sequence[float], begin: float, end: float, speed: Callable[[Any], Any]) -> list[float]:
+    """Integrate each of Lagrange's polynomials on `times`, from `begin` to `end`, at the `speed` of sigma there.
+
+    By Gauss and Legendre's rule with 16 points: exact at an even speed, and to 1e-12 at an exponential one.
+    """
+    half = (end - begin) / 2
+    at = begin + half * (1 + POINTS)
     share = half * WEIGHTS * speed(at)
     lagrange = (np.prod([(at - other) / (own - other) for other in times if other != own], axis=0) for own in times)
     return [float(np.sum(share * polynomial)) for polynomial in lagrange]

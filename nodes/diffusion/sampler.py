@@ -2,9 +2,6 @@
 
 What each is by nature stands in its record: the label that the WebUI shows, the schedule it is made for, how many
 questions a step asks, which noise it wants. What it can be told are the keyword arguments of its function.
-
-Not here, because they need the prediction without the prompt on its own or coefficients that no formula pins: the CFG++
-samplers, ipndm_v, er_sde, seeds_2, seeds_3, sa_solver, res_multistep_ancestral.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +14,23 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from nodes.diffusion.ancestral import ddim, ddpm, dpm_2_ancestral, dpmpp_2s_ancestral, euler_ancestral, lcm
+from nodes.diffusion.ancestral import (
+    ddim,
+    ddpm,
+    dpm_2_ancestral,
+    dpmpp_2s_ancestral,
+    euler_ancestral,
+    lcm,
+    res_multistep_ancestral,
+)
 from nodes.diffusion.dpm_solver import dpm_adaptive, dpm_fast
+from nodes.diffusion.er_sde import er_sde
 from nodes.diffusion.flow import dpm_2, euler, heun, heunpp2, restart
-from nodes.diffusion.multistep import deis, dpmpp_2m, gradient_estimation, ipndm, lms, plms, res_multistep
+from nodes.diffusion.multistep import deis, dpmpp_2m, gradient_estimation, ipndm, ipndm_v, lms, plms, res_multistep
+from nodes.diffusion.sa_solver import sa_solver, sa_solver_pece
 from nodes.diffusion.schedule import Convention
 from nodes.diffusion.sde import dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, dpmpp_sde
+from nodes.diffusion.seeds import seeds_2, seeds_3
 from nodes.diffusion.step import AnySteps, Noise, Predicted, SamplerFunction
 from nodes.diffusion.unipc import uni_pc, uni_pc_bh2
 
@@ -83,7 +91,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "ddim": Sampler(ddim, "DDIM", "ddim_uniform"),
         "plms": Sampler(plms, "PLMS", "ddim_uniform"),
         "uni_pc": Sampler(uni_pc, "UniPC", "sgm_uniform", discards=COMFY),
-        "lcm": Sampler(lcm, "LCM", "sgm_uniform"),
+        "lcm": Sampler(lcm, "LCM", "lcm"),
         "uni_pc_bh2": Sampler(uni_pc_bh2, "UniPC BH2", "sgm_uniform", discards=COMFY),
         "heunpp2": Sampler(heunpp2, "HeunPP2", asks=3),
         "ddpm": Sampler(ddpm, "DDPM"),
@@ -91,6 +99,13 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "deis": Sampler(deis, "DEIS"),
         "res_multistep": Sampler(res_multistep, "RES multistep"),
         "gradient_estimation": Sampler(gradient_estimation, "Gradient estimation"),
+        "ipndm_v": Sampler(ipndm_v, "IPNDM v"),
+        "res_multistep_ancestral": Sampler(res_multistep_ancestral, "RES multistep a"),
+        "seeds_2": Sampler(seeds_2, "SEEDS-2", "karras", asks=2),
+        "seeds_3": Sampler(seeds_3, "SEEDS-3", "karras", asks=3),
+        "er_sde": Sampler(er_sde, "ER-SDE"),
+        "sa_solver": Sampler(sa_solver, "SA-Solver"),
+        "sa_solver_pece": Sampler(sa_solver_pece, "SA-Solver PECE", asks=2),
     },
 )
 

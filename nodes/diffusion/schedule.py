@@ -4,8 +4,7 @@ Each is a formula that k-diffusion, the WebUI or ComfyUI made customary, under C
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
@@ -13,7 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nodes.diffusion.beta import beta_quantile
+from nodes.diffusion.levels import OWN, Limits, check_steps, even, quantiles, row, to_zero
+from nodes.diffusion.listed import (
+    align_your_steps,
+    align_your_steps_xl,
+    beta_timestep,
+    custom,
+    ddim_uniform,
+    lcm,
+    sd_turbo,
+    simple,
+)
 from nodes.diffusion.table import NoiseSchedule
 
 Convention: TypeAlias = Literal["exact", "a1111", "comfy"]
@@ -22,33 +31,11 @@ Convention: TypeAlias = Literal["exact", "a1111", "comfy"]
 KARRAS_RHO = 7.0
 LINEAR_RISE = 0.025
 LONGEST_SCHEDULE = 100_000
+VP_END, LAPLACE_EDGE = 1e-3, 1e-5
 NEARLY_ALL = 0.9999
 """ComfyUI takes what is above for 1."""
-ALIGNED = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
-ALIGNED_XL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Where a schedule is to begin and end, and how it is to bend; 0 leaves it to the model, or to the schedule.
-
-    `low` and `high` are the last level above 0 and the first, `rho` the exponent of `karras` and `polyexponential`.
-    Schedules that are a list of the model's timesteps, or of numbers, have no use for them.
-    """
-
-    low: float = 0.0
-    high: float = 0.0
-    rho: float = 0.0
-
-    def ends(self, table: NoiseSchedule) -> tuple[float, float]:
-        """Return the highest and the lowest level."""
-        high, low = self.high or table.sigma_max, self.low or table.sigma_min
-        if not 0 < low < high:
-            raise ValueError(f"sigma_min, sigma_max: expected a lower and a higher level, got {low:g} and {high:g}")
-        return high, low
-
-
-OWN = Limits()
 Schedule: TypeAlias = Callable[[NoiseSchedule, int, Limits], Tensor]
 
 
@@ -59,66 +46,38 @@ def karras(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
     """
     rho = limits.rho or KARRAS_RHO
     high, low = (level ** (1 / rho) for level in limits.ends(table))
-    return _to_zero(_even(high, low, steps) ** rho)
+    return to_zero(even(high, low, steps) ** rho)
 
 
 def exponential(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
     """Log sigma falls evenly from the highest noise level to the lowest."""
     high, low = limits.ends(table)
-    return _to_zero(_even(math.log(high), math.log(low), steps).exp())
+    return to_zero(even(math.log(high), math.log(low), steps).exp())
 
 
 def polyexponential(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
     """Log sigma falls with the power rho of an even ramp; with rho 1, which is the default, it is `exponential`."""
     high, low = (math.log(level) for level in limits.ends(table))
-    return _to_zero((_even(1, 0, steps) ** (limits.rho or 1.0) * (high - low) + low).exp())
+    return to_zero((even(1, 0, steps) ** (limits.rho or 1.0) * (high - low) + low).exp())
 
 
 def normal(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
     """The timestep falls evenly from the last to 0 (the WebUI: "uniform" and "normal", diffusers: "linspace")."""
     high, low = (table.timestep(level) for level in limits.ends(table))
-    return _to_zero(_at_timesteps(table, _even(high, low, steps)))
+    return to_zero(_at_timesteps(table, even(high, low, steps)))
 
 
 def sgm_uniform(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
     """The timestep falls evenly and would reach 0 one step later (Stability's generative-models)."""
-    _check_steps(steps)
+    check_steps(steps)
     high, low = (table.timestep(level) for level in limits.ends(table))
-    return _to_zero(_at_timesteps(table, _even(high, low, steps + 1)[:-1]))
-
-
-def simple(table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Tensor:
-    """The model's own levels from the highest on, evenly counted off (diffusers: "trailing")."""
-    total = len(table.sigmas)
-    _check_steps(steps, total)
-    return _to_zero(_levels(table.sigmas[-1 - index * total // steps] for index in range(steps)))
-
-
-def ddim_uniform(table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Tensor:
-    """The model's own levels, evenly counted off from timestep 1 up (diffusers: "leading").
-
-    It begins below the highest level. Where the number of levels is no multiple of `steps` there are more steps than
-    asked for: `plan` leaves out the highest, other programs make them all.
-    """
-    _check_steps(steps, len(table.sigmas) - 1)
-    return _to_zero(_levels(reversed(table.sigmas[1 :: len(table.sigmas) // steps])))
+    return to_zero(_at_timesteps(table, even(high, low, steps + 1)[:-1]))
 
 
 def beta(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
     """Levels at even quantiles of a beta distribution with 0.6 and 0.6: dense at both ends (the WebUI, diffusers)."""
     high, low = limits.ends(table)
-    return _to_zero(_quantiles(_even(1, 0, steps)) * (high - low) + low)
-
-
-def beta_timestep(table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Tensor:
-    """Timesteps at such quantiles: "Beta sampling is all you need", Lee et al. 2024 (https://arxiv.org/abs/2407.12173).
-
-    ComfyUI calls this one beta. Timesteps are whole, and equal ones count once: from about 150 steps on there are fewer
-    than asked for.
-    """
-    _check_steps(steps)
-    timesteps = (_quantiles(_even(1, 0, steps + 1)[:-1]) * (len(table.sigmas) - 1)).round().int()
-    return _to_zero(_levels(table.sigmas[timestep] for timestep in dict.fromkeys(timesteps.tolist())))
+    return to_zero(quantiles(even(1, 0, steps)) * (high - low) + low)
 
 
 def kl_optimal(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
@@ -127,7 +86,7 @@ def kl_optimal(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor
     The WebUI spreads one level more over the range and never reaches 0; this is ComfyUI's, which does.
     """
     high, low = (math.atan(level) for level in limits.ends(table))
-    return _to_zero(_even(high, low, steps).tan())
+    return to_zero(even(high, low, steps).tan())
 
 
 def linear_quadratic(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
@@ -135,27 +94,38 @@ def linear_quadratic(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> 
 
     https://arxiv.org/abs/2410.13720
     """
-    _check_steps(steps)
+    check_steps(steps)
     even = steps // 2
     rest = steps - even
     share = np.arange(steps) / max(even, 1) * LINEAR_RISE
     over = np.arange(rest) / rest
     begin, speed = (LINEAR_RISE, LINEAR_RISE * rest / even) if even else (0.0, 0.0)
     share[even:] = begin + speed * over + (1 - begin - speed) * over**2
-    return _to_zero(torch.from_numpy(1 - share) * limits.ends(table)[0])
+    return to_zero(torch.from_numpy(1 - share) * limits.ends(table)[0])
 
 
-def align_your_steps(_table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Tensor:
-    """Levels that Sabour et al. 2024 found best for SD 1.5 in ten steps (https://arxiv.org/abs/2404.14507).
+def vp(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
+    """Time falls evenly in a variance preserving diffusion whose beta grows evenly: Song et al. 2021, as k-diffusion.
 
-    Other numbers of steps read them off between, evenly in log sigma.
+    With time t from 1 to 0.001, sigma is sqrt(exp(beta_d * t ** 2 / 2 + beta_min * t) - 1). Both betas follow from the
+    first level and the last (Karras et al. 2022, table 1); k-diffusion's own are those of 152.17 and 0.01048.
     """
-    return _between(ALIGNED, steps)
+    high, low = (math.log1p(level**2) for level in limits.ends(table))
+    beta_d = 2 * (low / VP_END - high) / (VP_END - 1)
+    time = even(1, VP_END, steps)
+    return to_zero((beta_d * time**2 / 2 + (high - beta_d / 2) * time).expm1().sqrt())
 
 
-def align_your_steps_xl(_table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Tensor:
-    """The same for SDXL."""
-    return _between(ALIGNED_XL, steps)
+def laplace(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
+    """Quantiles of a Laplace distribution of log sigma, 0 and 0.5: Hang et al. 2024 (https://arxiv.org/abs/2407.03297).
+
+    Dense about level 1. Quantiles beyond the model's levels become these levels, and count once: from about 500 steps
+    on there are fewer than asked for.
+    """
+    high, low = limits.ends(table)
+    place = 0.5 - even(0, 1, steps)
+    logs = -0.5 * place.sign() * (1 - 2 * place.abs() + LAPLACE_EDGE).log()
+    return to_zero(row(dict.fromkeys(logs.exp().clamp(low, high).tolist())))
 
 
 SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
@@ -173,6 +143,11 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
         "linear_quadratic": linear_quadratic,
         "align_your_steps": align_your_steps,
         "align_your_steps_xl": align_your_steps_xl,
+        "vp": vp,
+        "laplace": laplace,
+        "sd_turbo": sd_turbo,
+        "lcm": lcm,
+        "custom": custom,
     },
 )
 
@@ -191,6 +166,11 @@ LABELS: Mapping[str, str] = MappingProxyType(
         "Linear Quadratic": "linear_quadratic",
         "Align Your Steps": "align_your_steps",
         "Align Your Steps XL": "align_your_steps_xl",
+        "VP": "vp",
+        "Laplace": "laplace",
+        "Turbo": "sd_turbo",
+        "LCM": "lcm",
+        "Custom": "custom",
     },
 )
 """The schedules by the WebUI's labels, and by labels like those where it has none."""
@@ -236,7 +216,7 @@ def tail(schedule: Schedule, table: NoiseSchedule, steps: int, denoise: float) -
 
 def executed(steps: int, denoise: float, convention: Convention = "exact") -> int:
     """Count the steps that a run of strength `denoise` makes; see `plan`."""
-    _check_steps(steps)
+    check_steps(steps)
     if not 0 <= denoise <= 1:
         raise ValueError(f"denoise: expected a number from 0 to 1, got {denoise}")
     if denoise == 0:
@@ -248,45 +228,6 @@ def executed(steps: int, denoise: float, convention: Convention = "exact") -> in
     return steps
 
 
-def _check_steps(steps: int, most: int | None = None) -> None:
-    """Refuse a schedule without steps, or with more than the model has levels for."""
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
-    if most is not None and steps > most:
-        raise ValueError(
-            f"steps: expected at most {most} for a schedule of the model's own levels, got {steps}; "
-            f"take another schedule, or a higher denoise"
-        )
-
-
-def _levels(numbers: Iterable[float]) -> Tensor:
-    """Return numbers as float64."""
-    return torch.tensor(list(numbers), dtype=torch.float64)
-
-
-def _even(first: float, last: float, count: int) -> Tensor:
-    """Return `count` evenly spaced values; a single one is the first."""
-    _check_steps(count)
-    return torch.linspace(first, last, count, dtype=torch.float64)
-
-
 def _at_timesteps(table: NoiseSchedule, timesteps: Tensor) -> Tensor:
     """Return the noise levels of fractional timesteps."""
-    return _levels(table.sigma(timestep) for timestep in timesteps.tolist())
-
-
-def _quantiles(shares: Tensor) -> Tensor:
-    """Return quantiles of the beta distribution that both schedules of this name use."""
-    return _levels(beta_quantile(share, 0.6, 0.6) for share in shares.tolist())
-
-
-def _between(levels: Sequence[float], steps: int) -> Tensor:
-    """Read `steps` levels off a table, evenly in its positions and in log sigma between them."""
-    places = _even(0, len(levels) - 1, steps).numpy()
-    logs = np.interp(places, np.arange(len(levels)), np.log(levels))
-    return _to_zero(torch.from_numpy(np.exp(logs)))
-
-
-def _to_zero(sigmas: Tensor) -> Tensor:
-    """End a schedule at the clean latent."""
-    return torch.cat([sigmas, sigmas.new_zeros(1)])
+    return row(table.sigma(timestep) for timestep in timesteps.tolist())

@@ -14,16 +14,17 @@ from torch import Tensor
 from nodes.diffusion.step import Noise, Steps, ancestral_step, exponential_step, renoised
 
 
-def dpmpp_sde(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0) -> Steps:
-    """DPM-Solver++ SDE, singlestep: two questions a step, the second in the middle of log sigma; one onto 0."""
+def dpmpp_sde(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0, r: float = 0.5) -> Steps:
+    """DPM-Solver++ SDE, singlestep: two questions a step, the second after the share `r` of it; one onto 0."""
     for sigma, following in pairwise(sigmas):
         denoised = yield x, sigma
         if following == 0:
             return denoised
-        middle = sqrt(sigma * following)
+        middle = sigma * (following / sigma) ** r
         down, up = ancestral_step(sigma, middle, eta)
         between = renoised(exponential_step(x, denoised, sigma, down), up, noise, sigma, middle)
-        denoised = yield between, middle
+        ahead = yield between, middle
+        denoised = denoised + (ahead - denoised) / (2 * r)
         down, up = ancestral_step(sigma, following, eta)
         x = renoised(exponential_step(x, denoised, sigma, down), up, noise, sigma, following)
     return x
@@ -61,6 +62,12 @@ def dpmpp_3m_sde(x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float
 def phi_2(whole: float) -> float:
     """The second function of exponential integrators, times the step: 1 - (1 - exp(-h)) / h, which is h / 2 - ..."""
     return 1 + expm1(-whole) / whole
+
+
+def stirred(noise: Noise, sigma: float, following: float, eta: float) -> Tensor | float:
+    """Return the noise that the stretch between two levels leaves at its end; none is drawn where it is 0."""
+    up = _up(following, log(sigma / following), eta)
+    return noise(sigma, following) * up if up > 0 else 0.0
 
 
 def _midpoint(whole: float) -> float:

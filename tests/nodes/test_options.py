@@ -11,7 +11,8 @@ from engine.file import Files, ModelFile
 from engine.models import ModelPool
 from nodes import mask, model, noise, text
 from nodes.diffusion.sampler import SAMPLERS
-from nodes.diffusion.schedule import SCHEDULES
+from nodes.diffusion.schedule import SCHEDULES, karras
+from nodes.diffusion.table import NoiseSchedule
 from nodes.noise import streams
 from nodes.options import keywords, options
 from nodes.sample import SamplerName, ScheduleName, sample, sample_many
@@ -52,6 +53,10 @@ def call(parts, pool):
         return {**fixed, "context": Context(models=pool), **settings, **given}
 
     return arguments
+
+
+def standard():
+    return NoiseSchedule.from_betas(0.00085, 0.012)
 
 
 def assert_alike(together, alone):
@@ -121,6 +126,12 @@ class TestWhatOptionsDo:
             ("ddim", {"eta": 0.5}),
             ("heun", {"churn": 3.0}),
             ("uni_pc", {"order": 1}),
+            ("lms", {"order": 1}),
+            ("dpmpp_sde", {"r": 0.3}),
+            ("er_sde", {"max_stage": 1}),
+            ("er_sde", {"eta": 0.3}),
+            ("sa_solver", {"sde_min": 5.0, "sde_max": 6.0}),
+            ("dpm_adaptive", {"rtol": 0.5, "atol": 0.5, "eta": 0.0}),
             ("dpmpp_2m", {"sigma_max": 5.0}),
             ("dpmpp_2m", {"rho": 3.0}),
             ("dpmpp_2m", {"discard_penultimate": True}),
@@ -142,6 +153,18 @@ class TestWhatOptionsDo:
         more = sample(**call(options=options(extra_noise=0.5), **at)).data
         multiplied = sample(**call(options=options(noise_multiplier=1 + 0.5 / high), **at)).data
         assert_alike(more, multiplied)
+
+    def test_the_custom_schedule_has_the_levels_of_the_options(self, made):
+        told = options(levels=(3.0, 1.0, 0.3))
+        assert not torch.allclose(made(told, schedule="custom", denoise=1.0), made(denoise=1.0), rtol=1e-3)
+        listed = made(options(levels=tuple(karras(standard(), 3).tolist()[:-1])), schedule="custom", denoise=1.0)
+        assert_alike(listed, made(schedule="karras", denoise=1.0))
+        with pytest.raises(ValueError, match="levels: expected noise levels that descend"):
+            made(schedule="custom")
+
+    def test_levels_are_part_of_what_options_are(self):
+        assert options(levels=(3.0, 1.0)).identity() != options(levels=(3.0, 1.5)).identity()
+        assert options(order=3).identity() != options().identity()
 
     def test_churn_without_a_highest_level_has_no_end(self):
         assert keywords(SampleOptions(churn=2.0))["churn"].high == float("inf")

@@ -1,35 +1,76 @@
-"""Samplers beside their published formulas, written down once more: plainly, in t = -log sigma, and apart from them."""
+"""Single-step samplers, and k-diffusion's, beside their formulas; see `following`."""
 
+from functools import partial
 from itertools import pairwise
 from math import atan, exp, expm1, floor, log
 
 import numpy as np
 import pytest
 import torch
+from following import SIGMAS, START, ancestral, assert_follows
 from scipy.integrate import quad
 
 from nodes.diffusion.drive import drive
+from nodes.diffusion.flow import restart_way
 from nodes.diffusion.sampler import SAMPLERS
 from nodes.diffusion.step import Churn
 
-START = torch.tensor([-20.0, -9.0, 3.0, 8.0, 21.0], dtype=torch.float64)
-SIGMAS = [*(np.linspace(14.6 ** (1 / 7), 0.05 ** (1 / 7), 12) ** 7).tolist(), 0.0]
+
+def euler(D, x, sigmas, noise, _):
+    for s, s1 in pairwise(sigmas):
+        x = x + (x - D(x, s)) / s * (s1 - s)
+    return x
 
 
-def noise_of(log):
-    """Noise by the order of the draws; `log` hears for which way each was."""
-    generator = torch.Generator().manual_seed(8)
-
-    def noise(sigma, following):
-        log.append((pytest.approx(sigma), pytest.approx(following)))
-        return torch.randn(START.shape, generator=generator, dtype=torch.float64)
-
-    return noise
+def euler_ancestral(D, x, sigmas, noise, eta):
+    for s, s1 in pairwise(sigmas):
+        down, up = ancestral(s, s1, eta)
+        x = x + (x - D(x, s)) / s * (down - s)
+        x = x + noise(s, s1) * up if s1 > 0 else x
+    return x
 
 
-def ancestral(s, s1, eta):
-    up = min(s1, eta * (s1**2 * (s**2 - s1**2) / s**2) ** 0.5)
-    return (s1**2 - up**2) ** 0.5, up
+def heun(D, x, sigmas, noise, _):
+    for s, s1 in pairwise(sigmas):
+        d = (x - D(x, s)) / s
+        if s1 == 0:
+            x = x + d * (s1 - s)
+        else:
+            x2 = x + d * (s1 - s)
+            x = x + (d + (x2 - D(x2, s1)) / s1) / 2 * (s1 - s)
+    return x
+
+
+def dpm_2(D, x, sigmas, noise, _):
+    for s, s1 in pairwise(sigmas):
+        d = (x - D(x, s)) / s
+        if s1 == 0:
+            x = x + d * (s1 - s)
+        else:
+            mid = exp((log(s) + log(s1)) / 2)
+            x2 = x + d * (mid - s)
+            x = x + (x2 - D(x2, mid)) / mid * (s1 - s)
+    return x
+
+
+def restart(D, x, sigmas, noise, _):
+    at = sigmas[0]
+    for s, s1 in restart_way(sigmas):
+        if s > at:
+            x = x + noise(at, s) * (s**2 - at**2) ** 0.5
+        x, at = heun(D, x, [s, s1], noise, None), s1
+    return x
+
+
+def ddpm(D, x, sigmas, noise, _):
+    """Ho et al. 2020, equation 7, with alphas, on x / sqrt(1 + sigma ** 2)."""
+    for s, s1 in pairwise(sigmas):
+        z, abar, abar1 = x / (1 + s**2) ** 0.5, 1 / (1 + s**2), 1 / (1 + s1**2)
+        alpha = abar / abar1
+        mean = abar1**0.5 * (1 - alpha) / (1 - abar) * D(x, s) + alpha**0.5 * (1 - abar1) / (1 - abar) * z
+        spread = ((1 - abar1) / (1 - abar) * (1 - alpha)) ** 0.5
+        x = (mean + (noise(s, s1) * spread if s1 > 0 else 0)) * (1 + s1**2) ** 0.5
+    return x
 
 
 def euler_churned(D, x, sigmas, noise, _):
@@ -55,7 +96,7 @@ def dpm_2_ancestral(D, x, sigmas, noise, eta):
     return x
 
 
-def dpmpp_2s_ancestral(D, x, sigmas, noise, eta):
+def dpmpp_2s_ancestral(D, x, sigmas, noise, eta, *, r=1 / 2):
     for s, s1 in pairwise(sigmas):
         denoised = D(x, s)
         down, up = ancestral(s, s1, eta)
@@ -64,23 +105,24 @@ def dpmpp_2s_ancestral(D, x, sigmas, noise, eta):
         else:
             t, t1 = -log(s), -log(down)
             h = t1 - t
-            x2 = exp(-(t + h / 2)) / exp(-t) * x - expm1(-h / 2) * denoised
-            x = exp(-t1) / exp(-t) * x - expm1(-h) * D(x2, exp(-(t + h / 2))) + noise(s, s1) * up
+            x2 = exp(-(t + r * h)) / exp(-t) * x - expm1(-h * r) * denoised
+            mean = (1 - 1 / (2 * r)) * denoised + 1 / (2 * r) * D(x2, exp(-(t + r * h)))
+            x = exp(-t1) / exp(-t) * x - expm1(-h) * mean + noise(s, s1) * up
     return x
 
 
-def dpmpp_sde(D, x, sigmas, noise, eta):
+def dpmpp_sde(D, x, sigmas, noise, eta, *, r=1 / 2):
     for s, s1 in pairwise(sigmas):
         denoised = D(x, s)
         if s1 == 0:
             return denoised
         t, t1 = -log(s), -log(s1)
-        mid = exp(-(t + (t1 - t) / 2))
+        mid = exp(-(t + (t1 - t) * r))
         down, up = ancestral(s, mid, eta)
         x2 = down / s * x - expm1(t + log(down)) * denoised + noise(s, mid) * up
-        denoised2 = D(x2, mid)
+        mean = (1 - 1 / (2 * r)) * denoised + 1 / (2 * r) * D(x2, mid)
         down, up = ancestral(s, s1, eta)
-        x = down / s * x - expm1(t + log(down)) * denoised2 + noise(s, s1) * up
+        x = down / s * x - expm1(t + log(down)) * mean + noise(s, s1) * up
     return x
 
 
@@ -124,13 +166,13 @@ def dpmpp_3m_sde(D, x, sigmas, noise, eta):
     return x
 
 
-def lms(D, x, sigmas, noise, _):
+def lms(D, x, sigmas, noise, _, *, order=4):
     ds = []
     for i, (s, s1) in enumerate(pairwise(sigmas)):
-        ds = [(x - D(x, s)) / s, *ds][:4]
+        ds = [(x - D(x, s)) / s, *ds][:order]
 
         def lagrange(tau, j, i=i):
-            others = (k for k in range(min(i + 1, 4)) if k != j)
+            others = (k for k in range(min(i + 1, order)) if k != j)
             return np.prod([(tau - sigmas[i - k]) / (sigmas[i - j] - sigmas[i - k]) for k in others])
 
         x = x + sum(quad(lagrange, s, s1, args=(j,), epsrel=1e-12)[0] * d for j, d in enumerate(ds))
@@ -248,6 +290,12 @@ def gradient_estimation(D, x, sigmas, noise, _):
 
 
 BY_HAND = {
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "ddim": euler_ancestral,
+    "heun": heun,
+    "dpm_2": dpm_2,
+    "ddpm": ddpm,
     "dpm_2_ancestral": dpm_2_ancestral,
     "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
     "dpmpp_sde": dpmpp_sde,
@@ -264,27 +312,53 @@ BY_HAND = {
 }
 
 
-def assert_follows(name, by_hand, mixture, sigmas, **options):
-    ours, theirs = [], []
-    run = SAMPLERS[name](START, sigmas, noise_of(ours), **options)
-    [result] = drive([run], lambda questions: [mixture.denoised(*question) for question in questions])
-    wanted = by_hand(mixture.denoised, START, sigmas, noise_of(theirs), options.get("eta"))
-    torch.testing.assert_close(result, wanted, rtol=1e-9, atol=1e-11)
-    assert ours == theirs
-
-
 @pytest.mark.parametrize("name", BY_HAND)
 @pytest.mark.parametrize("eta", [0.4, 1.0])
-@pytest.mark.parametrize("steps", [12, 10, 5])
+@pytest.mark.parametrize("steps", [12, 10, 5, 2, 1])
 def test_a_sampler_follows_its_formula_and_draws_noise_for_the_same_ways(name, eta, steps, mixture):
-    assert_follows(name, BY_HAND[name], mixture, SIGMAS[-steps - 1 :], eta=eta)
+    if steps > 1 or name not in {"dpm_fast", "dpm_adaptive"}:  # which have no step then
+        assert_follows(name, BY_HAND[name], mixture.denoised, SIGMAS[-steps - 1 :], eta=eta)
 
 
 @pytest.mark.parametrize("name", ["dpm_fast", "dpm_adaptive"])
 @pytest.mark.parametrize("steps", [2, 3, 4])
 def test_dpm_solvers_follow_their_formulas_in_few_steps(name, steps, mixture):
-    assert_follows(name, BY_HAND[name], mixture, SIGMAS[-steps - 1 :], eta=1.0)
+    assert_follows(name, BY_HAND[name], mixture.denoised, SIGMAS[-steps - 1 :], eta=1.0)
 
 
 def test_euler_churns_by_its_formula(mixture):
-    assert_follows("euler", euler_churned, mixture, SIGMAS, churn=Churn(6.0, 0.3, 9.0))
+    assert_follows("euler", euler_churned, mixture.denoised, SIGMAS, churn=Churn(6.0, 0.3, 9.0))
+
+
+@pytest.mark.parametrize(("steps", "again"), [(19, 0), (20, 1), (36, 2)])
+def test_restart_is_heun_that_goes_up_again(steps, again, mixture):
+    sigmas = [*(np.linspace(14.6 ** (1 / 7), 0.05 ** (1 / 7), steps) ** 7).tolist(), 0.0]
+    assert sum(s > s1 for (_, s1), (s, _) in pairwise(restart_way(sigmas))) == again
+    assert_follows("restart", restart, mixture.denoised, sigmas)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["dpmpp_sde", "dpmpp_2s_ancestral"])
+def test_singlestep_solvers_ask_again_after_the_share_r_of_a_step(name, share, mixture):
+    by_hand = {"dpmpp_sde": dpmpp_sde, "dpmpp_2s_ancestral": dpmpp_2s_ancestral}[name]
+    followed = partial(by_hand, r=share)
+    assert_follows(name, followed, mixture.denoised, SIGMAS, eta=0.7, r=share)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_lms_is_of_the_order_asked_for(order, mixture):
+    assert_follows("lms", partial(lms, order=order), mixture.denoised, SIGMAS, order=order)
+
+
+def test_a_stricter_adaptive_solver_comes_nearer(mixture):
+    def run(**told):
+        asked = []
+        [end] = drive(
+            [SAMPLERS["dpm_adaptive"](START, SIGMAS, None, eta=0.0, **told)],
+            lambda questions: [mixture.denoised(*question) for question in questions if not asked.append(question)],
+        )
+        return end, len(asked)
+
+    (exact, _), (strict, many), (plain, few) = run(rtol=1e-5, atol=1e-6), run(rtol=0.005, atol=0.001), run()
+    assert many > few
+    assert (strict - exact).norm() < (plain - exact).norm() / 3

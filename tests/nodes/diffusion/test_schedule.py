@@ -1,7 +1,8 @@
 import json
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
+import diffusers
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodes.diffusion.beta import beta_cdf, beta_quantile
+from nodes.diffusion.drive import drive
+from nodes.diffusion.levels import Limits
 from nodes.diffusion.sampler import SAMPLERS
 from nodes.diffusion.schedule import (
     LABELS,
     SCHEDULES,
-    Limits,
     executed,
     exponential,
     karras,
@@ -24,12 +26,14 @@ from nodes.diffusion.schedule import (
     polyexponential,
     tail,
 )
+from nodes.diffusion.step import Predicted
 from nodes.diffusion.table import NoiseSchedule
 
 TABLE = NoiseSchedule.from_betas(0.00085, 0.012)
 
-OWN_LISTS = ("simple", "ddim_uniform", "beta_timestep", "align_your_steps", "align_your_steps_xl")
+OWN_LISTS = ("simple", "ddim_uniform", "beta_timestep", "align_your_steps", "align_your_steps_xl", "sd_turbo", "lcm")
 """Schedules that are lists, or that no limits move."""
+ANY_STEPS = sorted({*SCHEDULES} - {"beta_timestep", "sd_turbo", "custom"})
 
 # A1111 1.10.1, 20 steps, printed to four decimals
 SIGMAS = {
@@ -78,7 +82,7 @@ def test_levels_outside_the_table_are_clamped_to_its_ends():
 
 
 @settings(deadline=None)
-@given(st.sampled_from(sorted({*SCHEDULES} - {"beta_timestep"})), st.integers(1, 150))
+@given(st.sampled_from(ANY_STEPS), st.integers(1, 150))
 def test_schedules_fall_from_the_highest_level_to_zero(name, steps):
     sigmas = SCHEDULES[name](TABLE, steps).tolist()
     more = name == "ddim_uniform" and 1000 % steps
@@ -91,7 +95,7 @@ def test_schedules_fall_from_the_highest_level_to_zero(name, steps):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_without_steps_is_refused(name):
     with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
-        SCHEDULES[name](TABLE, 0)
+        SCHEDULES[name](TABLE, 0, Limits(levels=(2.0, 1.0)))
 
 
 @pytest.mark.parametrize(("denoise", "total"), [(0.75, 26), (0.5, 40), (0.3, 66), (0.05, 400), (1.0, 20)])
@@ -152,7 +156,7 @@ def test_discarding_leaves_out_the_penultimate_level_and_no_step(convention, den
 
 def test_limits_move_both_ends():
     limits = Limits(low=0.1, high=9.0)
-    for name in sorted({*SCHEDULES} - {*OWN_LISTS}):
+    for name in sorted({*SCHEDULES} - {*OWN_LISTS, "custom"}):
         sigmas = SCHEDULES[name](TABLE, 20, limits).tolist()
         assert sigmas[0] == pytest.approx(9.0), name
         assert name in {"sgm_uniform", "linear_quadratic"} or sigmas[-2] == pytest.approx(0.1), name
@@ -160,7 +164,7 @@ def test_limits_move_both_ends():
 
 @pytest.mark.parametrize("name", OWN_LISTS)
 def test_lists_have_no_use_for_limits(name):
-    assert torch.equal(SCHEDULES[name](TABLE, 20, Limits(0.1, 9.0, 3.0)), SCHEDULES[name](TABLE, 20, Limits()))
+    assert torch.equal(SCHEDULES[name](TABLE, 10, Limits(0.1, 9.0, 3.0)), SCHEDULES[name](TABLE, 10, Limits()))
 
 
 def test_limits_the_wrong_way_round_are_refused():
@@ -213,7 +217,7 @@ def test_the_nearest_timestep_of_any_level_is_one_of_the_models():
     assert [TABLE.nearest(sigma) for sigma in TABLE.sigmas] == list(range(1000))
 
 
-@pytest.mark.parametrize(("name", "most"), [("simple", 1000), ("ddim_uniform", 999)])
+@pytest.mark.parametrize(("name", "most"), [("simple", 1000), ("ddim_uniform", 999), ("lcm", 1000), ("sd_turbo", 10)])
 def test_more_steps_than_the_model_has_levels_are_refused(name, most):
     assert len(SCHEDULES[name](TABLE, most)) == most + 1
     with pytest.raises(ValueError, match=f"steps: expected at most {most} .* take another schedule"):
@@ -275,6 +279,101 @@ def test_align_your_steps_in_eleven_steps_is_the_table_and_between_even_in_log_s
     assert table[:-1] == pytest.approx(wanted)
     assert finer[:-1:2] == pytest.approx(table[:-1])
     assert finer[1] == pytest.approx(math.sqrt(table[0] * table[1]))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_vp_is_k_diffusions_between_its_own_ends(steps):
+    time = torch.linspace(1, 1e-3, steps, dtype=torch.float64)
+    wanted = ((19.9 * time**2 / 2 + 0.1 * time).exp() - 1).sqrt()
+    ends = Limits(low=math.sqrt(math.expm1(19.9e-6 / 2 + 1e-4)), high=math.sqrt(math.expm1(19.9 / 2 + 0.1)))
+    assert SCHEDULES["vp"](TABLE, steps, ends)[:-1].tolist() == pytest.approx(wanted.tolist())
+    assert SCHEDULES["vp"](TABLE, 20)[-2].item() == pytest.approx(TABLE.sigma_min)
+
+
+def test_laplace_has_the_quantiles_that_scipy_gives():
+    shares = np.linspace(0, 1, 21)[1:-1]
+    quantiles = np.exp(-scipy.stats.laplace.ppf(shares, loc=0, scale=0.5))
+    sigmas = SCHEDULES["laplace"](TABLE, 21).tolist()
+    assert sigmas[1:-2] == pytest.approx(quantiles.tolist(), rel=1e-3)
+    assert (sigmas[0], sigmas[-2], sigmas[-1]) == (TABLE.sigma_max, TABLE.sigma_min, 0)
+
+
+def test_laplace_visits_no_level_twice():
+    sigmas = SCHEDULES["laplace"](TABLE, 1000).tolist()
+    assert len(sigmas) < 1001
+    assert all(high > low for high, low in pairwise(sigmas))
+
+
+def test_turbo_visits_the_first_of_ten_levels():
+    assert SCHEDULES["sd_turbo"](TABLE, 4).tolist() == [*(TABLE.sigmas[t] for t in (999, 899, 799, 699)), 0]
+    assert SCHEDULES["sd_turbo"](TABLE, 10)[-2].item() == TABLE.sigmas[99]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 8, 50])
+def test_lcm_visits_the_timesteps_that_diffusers_visits(steps):
+    scheduler = diffusers.LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler.set_timesteps(steps)
+    levels = [TABLE.sigmas[timestep] for timestep in scheduler.timesteps.tolist()]
+    assert SCHEDULES["lcm"](TABLE, steps).tolist() == [*levels, 0]
+
+
+def test_past_fifty_steps_lcm_takes_more_of_the_models_levels():
+    assert [TABLE.nearest(level) for level in SCHEDULES["lcm"](TABLE, 100).tolist()[:3]] == [999, 989, 979]
+
+
+class TestCustom:
+    def test_as_many_steps_as_levels_are_the_levels(self):
+        assert SCHEDULES["custom"](TABLE, 3, Limits(levels=(9.0, 3.0, 0.1))).tolist() == [9, 3, 0.1, 0]
+
+    def test_other_numbers_of_steps_read_between(self):
+        sigmas = SCHEDULES["custom"](TABLE, 5, Limits(levels=(9.0, 4.0, 1.0))).tolist()
+        assert sigmas == pytest.approx([9, 6, 4, 2, 1, 0])
+        assert SCHEDULES["custom"](TABLE, 1, Limits(levels=(9.0, 4.0))).tolist() == pytest.approx([9, 0])
+
+    def test_a_run_that_begins_part_of_the_way_up_takes_the_last_of_a_finer_list(self):
+        whole, begin = plan(SCHEDULES["custom"], TABLE, 2, 0.4, limits=Limits(levels=(9.0, 4.0, 1.0)))
+        assert whole[begin:].tolist() == pytest.approx([2, 1, 0])
+
+    @pytest.mark.parametrize("levels", [(), (3.0, 3.0), (1.0, 2.0), (2.0, 0.0), (2.0, -1.0), (2.0, math.nan)])
+    def test_levels_that_do_not_descend_to_above_zero_are_refused(self, levels):
+        with pytest.raises(ValueError, match="levels: expected noise levels that descend and are above 0"):
+            SCHEDULES["custom"](TABLE, 3, Limits(levels=levels))
+
+
+class TestZeroTerminalSignal:
+    """A table whose last level has next to no signal: 4518 times as much noise as picture."""
+
+    @pytest.fixture
+    def terminal(self):
+        signal = torch.tensor([1 / math.sqrt(1 + sigma**2) for sigma in TABLE.sigmas], dtype=torch.float64)
+        signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+        kept = (signal**2).clamp(min=4.8973451890853435e-08)
+        return NoiseSchedule(tuple(((1 - kept) / kept).sqrt().tolist()), "v_prediction")
+
+    @pytest.mark.parametrize("name", SCHEDULES)
+    @pytest.mark.parametrize("steps", [1, 2, 10])
+    def test_every_schedule_is_finite_and_falls(self, name, steps, terminal):
+        assert terminal.sigma_max == pytest.approx(4518.76, abs=0.1)
+        sigmas = SCHEDULES[name](terminal, steps, Limits(levels=(4000.0, 3.0, 0.1))).tolist()
+        assert all(math.inf > high > low >= 0 for high, low in pairwise(sigmas))
+        assert sigmas[-1] == 0
+
+    @pytest.mark.parametrize("name", SAMPLERS)
+    def test_every_sampler_stays_finite(self, name, terminal, mixture):
+        generator = torch.Generator().manual_seed(3)
+
+        def noise(*_):
+            return torch.randn(50, generator=generator)
+
+        def answer(question):
+            clean = mixture.denoised(*question)
+            return Predicted(clean, clean) if SAMPLERS[name].unguided else clean
+
+        for schedule, steps in product(("karras", "normal", "simple", "beta"), (1, 2, 20)):
+            sigmas = SCHEDULES[schedule](terminal, steps).tolist()
+            run = SAMPLERS[name](noise() * sigmas[0], sigmas, noise)
+            [end] = drive([run], lambda questions: list(map(answer, questions)))
+            assert end.isfinite().all(), (schedule, steps)
 
 
 def test_every_schedule_has_a_label():
