@@ -253,10 +253,12 @@ def _list_models(files: "Files", kinds: list[str], *, digest: bool, as_json: boo
         except FileError as error:
             _tell(f"{kind}: {error}")
     if as_json:
-        print(json.dumps([one.document() for one in found], indent=2))
+        places = [{"path": str(one.path), "hidden_by": one.hidden_by and str(one.hidden_by)} for one in found]
+        documents = [one.document() | place for one, place in zip(found, places, strict=True)]
+        print(json.dumps(documents, indent=2))
         return
     names = ("name", "kind", "size", "digest", "place", "problems")
-    rows = [(one.name, one.what, one.written_size, (one.digest or "-")[:12], str(one.path), one.note) for one in found]
+    rows = [(one.name, one.what, one.size, (one.digest or "-")[:12], str(one.path), one.note) for one in found]
     _table(names, rows)
 
 

@@ -1,12 +1,13 @@
 """The models that graphs can name: the embedded one, and what lies in the folders of each kind."""
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from calotype.front import MODELS
-from engine.errors import FileChanged
+from engine.content import Stamp, members, stamp
 from engine.file import File, Files
 from nodes.diffusion.recognition import recognise
 from nodes.diffusion.tensors import LoadError
@@ -23,18 +24,21 @@ KINDS: Mapping[str, type[File]] = {
 """What is listed, by the words of calotype.yaml."""
 PICKLE = "a pickle, which is not loaded; docs/models.md says how to convert it"
 
+REMEMBERED = 50_000
+"""Files of which is remembered what they are."""
+
 
 class Model(NamedTuple):
     """One file, or folder, that can be named, unless a problem says that it cannot.
 
-    `kind` is one of KINDS, `what` it is by its tensors; `size` is in bytes, and `digest` the sha256 in hex that it is
+    `kind` is one of KINDS, `what` it is by its tensors; `digest` is the sha256 in hex that it is
     known by, None where it would have to be read for it. Problems do not name the path.
     """
 
     kind: str
     name: str
     what: str
-    size: int
+    bytes: int
     digest: str | None
     path: Path
     problems: tuple[str, ...]
@@ -42,9 +46,9 @@ class Model(NamedTuple):
     """The file that its name stands for instead."""
 
     @property
-    def written_size(self) -> str:
-        """The size for people."""
-        return f"{self.size / 1e9:.2f} GB" if self.size >= 1e9 else f"{self.size / 1e6:.1f} MB"
+    def size(self) -> str:
+        """How large it is, for people."""
+        return f"{self.bytes / 1e9:.2f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.1f} MB"
 
     @property
     def note(self) -> str:
@@ -52,9 +56,9 @@ class Model(NamedTuple):
         return "; ".join([*self.problems, *([f"hidden by {self.hidden_by}"] if self.hidden_by else [])])
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
-        places = {"path": str(self.path), "hidden_by": str(self.hidden_by) if self.hidden_by else None}
-        return {**self._asdict(), **places, "problems": list(self.problems)}
+        """As JSON values, without paths."""
+        found = {**self._asdict(), "problems": list(self.problems)}
+        return {name: value for name, value in found.items() if name not in ("path", "hidden_by")}
 
 
 def models(files: Files, kind: str, *, digests: bool = False) -> Iterator[Model]:
@@ -72,17 +76,17 @@ def models(files: Files, kind: str, *, digests: bool = False) -> Iterator[Model]
 
 def _model(files: Files, kind: str, name: str, path: Path, *, digests: bool) -> Model:
     try:
-        what, problems = _judged(KINDS[kind], path)
-        size = sum(held.stat().st_size for held in (path.rglob("*") if path.is_dir() else [path]) if held.is_file())
+        stamps = tuple(stamp(member) for member in (members(str(path)) if path.is_dir() else [str(path)]))
+        what, problems = _judged(KINDS[kind], path, stamps)
         digest = files.digest(path) if digests else files.remembered(path)
-    except (OSError, FileChanged) as error:
-        said = str(error).removeprefix(f"{path}: ") if isinstance(error, FileChanged) else error.strerror
-        return Model(kind, name, KINDS[kind].kind, 0, None, path, (f"cannot be read: {said}",))
-    return Model(kind, name, what, size, digest.hex() if digest else None, path, problems)
+    except OSError as error:
+        return Model(kind, name, KINDS[kind].kind, 0, None, path, (f"cannot be read: {error.strerror}",))
+    return Model(kind, name, what, sum(each[2] for each in stamps), digest.hex() if digest else None, path, problems)
 
 
-def _judged(kind: type[File], path: Path) -> tuple[str, tuple[str, ...]]:
-    """What a file is, and what is wrong with it."""
+@lru_cache(maxsize=REMEMBERED)
+def _judged(kind: type[File], path: Path, stamps: tuple[Stamp, ...]) -> tuple[str, tuple[str, ...]]:  # noqa: ARG001
+    """What a file is, and what is wrong with it; looked at again when its stamps are others."""
     if path.suffix in PICKLES:
         return kind.kind, (PICKLE,)
     try:

@@ -21,10 +21,11 @@ from calotype import __version__
 from calotype.caption import caption
 from calotype.front import MODELS, Engine
 from calotype.library import INPUTS, SAVED, Library, graphs_in
+from calotype.models import KINDS, models
 from calotype.picture import document_of, encode, pictures
 from calotype.reference import parameter
 from engine.engine import Result
-from engine.errors import GraphError, Problem
+from engine.errors import FileError, GraphError, Problem
 from engine.file import Files
 from engine.graph import Graph
 from engine.node import NodeDef
@@ -90,6 +91,16 @@ class Painting:
     def describe(self, type_: str) -> Mapping[str, Any]:
         """A node type in full, as JSON values."""
         return self._describe(type_)
+
+    def models(self, kind: str | None) -> list[Mapping[str, Any]]:
+        """The models that can be named, of one kind or of all, as JSON values without paths."""
+        found: list[Mapping[str, Any]] = []
+        for each in KINDS if kind is None else (kind,):
+            try:
+                found += [one.document() for one in models(self._engine.files, each) if one.hidden_by is None]
+            except FileError as error:
+                _log.warning("%s are not listed: %s", each, error)
+        return found
 
     def render(self, result: Result) -> dict[str, list[Rendered]]:
         """PNGs of every output that is a picture, each with the graph that makes it."""

@@ -55,8 +55,12 @@ class Contents:
         self._memory = memory
 
     def remembered(self, path: Path) -> Digest | None:
-        """The digest of what lies there, where nothing has to be read for it. Raises FileChanged where it is gone."""
-        return self.digest(path) if all(self._memory.get(each) for each in _stamps(path)) else None
+        """The digest of what lies there, where nothing has to be read for it. Raises OSError."""
+        if not path.is_dir():
+            return self._memory.get(stamp(str(path)))
+        known = [(member[len(str(path)) + 1 :], self._memory.get(stamp(member))) for member in members(str(path))]
+        held = tuple((name, value) for name, value in known if value is not None)
+        return self._folder(held) if len(held) == len(known) else None
 
     def digest(self, path: Path) -> Digest:
         """The digest of what lies there: a file, or a folder that stands for one. Raises OSError."""
@@ -140,7 +144,9 @@ class Contents:
         return value
 
     def _digest_folder(self, path: str) -> Digest:
-        known = tuple((member[len(path) + 1 :], self._digest(member)) for member in members(path))
+        return self._folder(tuple((member[len(path) + 1 :], self._digest(member)) for member in members(path)))
+
+    def _folder(self, known: tuple[tuple[str, Digest], ...]) -> Digest:
         found = self._folders.get(known)
         if found is None:
             found = self._folders[known] = digest("folder", known)

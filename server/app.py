@@ -9,10 +9,19 @@ from starlette.types import ASGIApp
 from server.auth import Guard
 from server.openapi import openapi
 from server.problem import install
-from server.routes import blobs, cache, graphs, health, nodes, queue, runs
+from server.routes import blobs, cache, graphs, health, models, nodes, queue, runs
 from server.service import Service
 
-ROUTERS = (runs.router, queue.router, graphs.router, nodes.router, blobs.router, cache.router, health.router)
+ROUTERS = (
+    runs.router,
+    queue.router,
+    graphs.router,
+    nodes.router,
+    models.router,
+    blobs.router,
+    cache.router,
+    health.router,
+)
 UPLOADS = frozenset({"/v1/blobs"})
 _DESCRIPTION = """Submit typed node graphs for image diffusion. Nothing is ever computed twice, an accepted run is
 never lost, and every node says why it ran."""

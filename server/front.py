@@ -36,6 +36,9 @@ class Front(Protocol):
     def describe(self, type_: str) -> Mapping[str, Any]:
         """A node type in full, as JSON values. Raises KeyError."""
 
+    def models(self, kind: str | None) -> Iterable[Mapping[str, Any]]:
+        """The models that can be named, of one kind or of all, as JSON values without paths."""
+
     def render(self, result: Result) -> Mapping[str, list[Rendered]]:
         """The files of every output that is a picture."""
 

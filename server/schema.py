@@ -1,6 +1,6 @@
 """Documents of the HTTP interface. Requests are read through these models; answers are described by them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -9,6 +9,9 @@ from server.history import State
 
 PRIORITY = 100
 """Priorities lie between -100 and 100."""
+
+ModelKind = Literal["models", "loras", "embeddings", "vae", "controlnet", "upscale"]
+"""What models there are, by the names of the settings that say where they lie."""
 
 Labels = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=256)]],
@@ -218,6 +221,23 @@ class NodeList(BaseModel):
     """The node types."""
 
     nodes: dict[str, dict[str, Any]]
+
+
+class ModelView(BaseModel):
+    """A model that can be named; `digest` is None where nobody has asked for its content yet."""
+
+    kind: ModelKind
+    name: str = Field(examples=["style/ink"])
+    what: str = Field(description="What it is by its tensors.", examples=["LoRA for SD 1.x"])
+    bytes: int
+    digest: str | None = Field(description="sha256 of the content, in hex.")
+    problems: list[str] = Field(description="What is wrong with it.")
+
+
+class ModelList(BaseModel):
+    """The models that can be named."""
+
+    models: list[ModelView]
 
 
 class BlobView(Picture):

@@ -13,6 +13,7 @@ from calotype import Engine
 from calotype.__main__ import main
 from calotype.front import MODELS, files_in
 from calotype.models import KINDS, models
+from calotype.service import Painting
 from engine.errors import FileError
 from engine.file import Files
 from nodes.files import CheckpointFile, EmbeddingFile, LoraFile, Styles
@@ -190,7 +191,7 @@ class TestListing:
                 "kind": "loras",
                 "name": "style/fox",
                 "what": "LoRA for SD 1.x",
-                "size": path.stat().st_size,
+                "bytes": path.stat().st_size,
                 "digest": None,
                 "path": "loras/style/fox.safetensors",
                 "problems": [],
@@ -223,7 +224,7 @@ class TestListing:
         assert next(listed).problems == ()
         (here / "loras/fox.safetensors").unlink()
         (fox,) = listed
-        assert (fox.name, fox.size) == ("fox", 0)
+        assert (fox.name, fox.bytes) == ("fox", 0)
         assert "No such file or directory" in fox.problems[0]
 
     def test_a_folder_with_too_many_files_does_not_stop_the_others(self, call, here, monkeypatch):
@@ -239,3 +240,32 @@ class TestListing:
     def test_the_kinds_have_the_words_of_the_settings(self):
         assert list(KINDS) == [name for name in Places.model_fields if name not in ("comfyui", "webui")]
         assert {kind.folder for kind in KINDS.values()} == Places().folders().keys()
+
+
+class TestService:
+    def test_it_lists_what_can_be_named_without_telling_where_it_lies(self, here, tmp_path):
+        path = put(here / "loras/fox.safetensors", LORA)
+        put(tmp_path / "more/fox.safetensors", EMBEDDING)
+        (here / "loras/cut.safetensors").write_bytes(path.read_bytes()[:-10])
+        (here / "vae/odd").mkdir(parents=True)
+        (here / "vae/odd/config.json").write_text("no JSON")
+        files = Files([here], places={"loras": [tmp_path / "more"]}, named=MODELS, anywhere=False)
+        with Engine(device="cpu", files=files) as engine:
+            painting = Painting((), engine)
+            (cut, fox) = painting.models("loras")
+            assert [one["name"] for one in painting.models(None)] == ["pocket", "cut", "fox", "odd"]
+            (odd,) = painting.models("vae")
+        bytes_ = path.stat().st_size
+        told = {"kind": "loras", "name": "fox", "what": "LoRA for SD 1.x", "bytes": bytes_, "digest": None}
+        assert fox == {**told, "problems": []}
+        assert str(tmp_path) not in json.dumps([cut, odd])
+        assert cut["problems"][0].startswith("expected a safetensors file, found a damaged one")
+        assert odd["problems"][0].startswith("odd/config.json: expected JSON")
+
+    def test_a_kind_of_which_there_are_too_many_is_left_out(self, here, monkeypatch, caplog):
+        for name in "abc":
+            put(here / f"loras/{name}.safetensors", LORA)
+        monkeypatch.setattr("engine.listing.MAX_LISTED", 2)
+        with Engine(device="cpu", files=Files([here])) as engine:
+            assert [one["name"] for one in Painting((), engine).models(None)] == ["pocket"]
+        assert "holds more than 2 files" in caplog.text

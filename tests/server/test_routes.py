@@ -486,6 +486,15 @@ def test_saved_graphs_are_listed_and_read(client):
     assert kind(client.get("/v1/graphs/text2im")) == "not-found"
 
 
+def test_models_are_listed_by_kind(client):
+    (pocket,) = client.get("/v1/models").json()["models"]
+    assert (pocket["kind"], pocket["name"], pocket["problems"]) == ("models", "pocket", [])
+    assert "path" not in pocket
+    assert client.get("/v1/models?kind=loras").json() == {"models": []}
+    answer = client.get("/v1/models?kind=lora")
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:calotype:problem:invalid-request")
+
+
 def test_node_types_are_listed_and_read(client):
     nodes = client.get("/v1/nodes").json()["nodes"]
     assert {"sample", "image.load", "mask.blur"} <= nodes.keys()
