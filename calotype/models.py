@@ -77,7 +77,7 @@ def models(files: Files, kind: str, *, digests: bool = False) -> Iterator[Model]
 def _model(files: Files, kind: str, name: str, path: Path, *, digests: bool) -> Model:
     try:
         stamps = tuple(stamp(member) for member in (members(str(path)) if path.is_dir() else [str(path)]))
-        what, problems = _judged(KINDS[kind], path, stamps)
+        what, problems = _judged(kind, path, stamps)
         digest = files.digest(path) if digests else files.remembered(path)
     except OSError as error:
         return Model(kind, name, KINDS[kind].kind, 0, None, path, (f"cannot be read: {error.strerror}",))
@@ -85,14 +85,15 @@ def _model(files: Files, kind: str, name: str, path: Path, *, digests: bool) -> 
 
 
 @lru_cache(maxsize=REMEMBERED)
-def _judged(kind: type[File], path: Path, stamps: tuple[Stamp, ...]) -> tuple[str, tuple[str, ...]]:  # noqa: ARG001
+def _judged(kind: str, path: Path, stamps: tuple[Stamp, ...]) -> tuple[str, tuple[str, ...]]:  # noqa: ARG001
     """What a file is, and what is wrong with it; looked at again when its stamps are others."""
+    said, its_folder = KINDS[kind].kind, KINDS[kind].folder
     if path.suffix in PICKLES:
-        return kind.kind, (PICKLE,)
+        return said, (PICKLE,)
     try:
         what, folder = recognise(path)
     except LoadError as error:
-        return kind.kind, (str(error).removeprefix(f"{path}: ").replace(str(path), path.name),)
-    if folder is not None and folder != kind.folder:
-        return what, (f"it lies among {kind.folder}, and belongs into a folder for {folder}",)
+        return said, (str(error).removeprefix(f"{path}: ").replace(str(path), path.name),)
+    if folder not in (None, its_folder):
+        return what, (f"it lies among {its_folder}, and belongs into a folder for {folder}",)
     return what, ()
