@@ -5,6 +5,17 @@ from typing import Protocol
 
 from engine.eviction import Ageing
 
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: `12 kB`, `5.1 GB`."""
+    for unit in UNITS[:-1]:
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit in {"B", "kB"} or size >= 99.5 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} {UNITS[-1]}"
+
 
 class Holder(Protocol):
     """Somebody who keeps bytes on a device and can give some back."""
@@ -55,6 +66,11 @@ class Ledger:
     def statement(self) -> Mapping[str, int]:
         """Bytes by holder, and the capacity."""
         return {**{holder.name: holder.held() for holder in self._holders}, "capacity": self.capacity}
+
+    def account(self) -> str:
+        """The same in words."""
+        held = ", ".join(f"{name} {size_text(size)}" for name, size in self.statement().items() if name != "capacity")
+        return f"{held}, budget {size_text(self.capacity)}"
 
     def _give_up_cheapest(self) -> bool:
         offers = [(price, holder) for holder in self._holders if (price := holder.cheapest()) is not None]

@@ -50,6 +50,7 @@ class Context:
         models: "ModelPool | None" = None,
         listener: Callable[[int, int, Preview | None], None] | None = None,
         meter: Callable[[str, float], None] | None = None,
+        alarm: Callable[[str], None] | None = None,
         token: CancelToken | None = None,
     ) -> None:
         self.device = device
@@ -57,6 +58,7 @@ class Context:
         self._models = models
         self._listener = listener
         self._meter = meter
+        self._alarm = alarm
         self._token = token
         self._held: list[ModelRef[object]] = []
         self._attempts = 1
@@ -112,6 +114,8 @@ class Context:
         module = self._models.acquire(ref, self.device)
         self.loading += time.perf_counter() - began
         self._held.append(ref)
+        if self._alarm is not None and (overdraft := self._models.overdraft()):
+            self._alarm(overdraft)
         return module
 
     def release(self) -> None:

@@ -1,14 +1,14 @@
 """Devices and tensors: the one module of the engine that imports torch."""
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Self, cast, get_type_hints
 
 import torch
 from pydantic import TypeAdapter
 
-from engine.host import Host
+from engine.host import Host, host_memory
 from engine.socket import Array, Packed, Socket
 
 _DTYPES: Mapping[str, torch.dtype] = {
@@ -22,6 +22,8 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+LOCKED = 4
+"""A model is kept in page-locked memory, which copies faster, where so many times its bytes are free on the host."""
 
 
 class TensorSocket(Socket):
@@ -106,6 +108,18 @@ class Device(Host):
         if self.name != "cpu":
             torch.cuda.empty_cache()
 
+    def park(self, modules: Sequence[object], spare: Sequence[object] = ()) -> "ParkedTensors | None":
+        """Move the tensors of modules from an accelerator to the host, in place; page-locked where that is cheap."""
+        if self.name == "cpu":
+            return None
+        spared = {_address(tensor) for module in spare for tensor in tensors_of(module)}
+        found = {id(tensor): tensor for module in modules for tensor in tensors_of(module) if self._has(tensor)}
+        moving = [tensor for tensor in found.values() if _address(tensor) not in spared]
+        return ParkedTensors(moving, self.name)
+
+    def _has(self, tensor: torch.Tensor) -> bool:
+        return str(tensor.device) == self.name
+
     def memory(self) -> int:
         """Bytes a cache may reasonably use: half of what is free."""
         if self.name != "cpu":
@@ -120,6 +134,61 @@ class Device(Host):
     def __exit__(self, *exc: object) -> None:
         """Leave autograd as it was."""
         self._guard.__exit__(*cast("Any", exc))
+
+
+class ParkedTensors:
+    """Tensors that were moved from a device to the host."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor], device: str) -> None:
+        """Move them. Raises RuntimeError where the host has no room, and moves none."""
+        self._tensors = tensors
+        self._device = device
+        self.nbytes = sum({_address(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+        relocate(tensors, "cpu", locked=torch.cuda.is_available() and self.nbytes * LOCKED <= host_memory())
+
+    def back(self) -> None:
+        """Move them back. Raises torch.OutOfMemoryError where they do not fit, and moves none."""
+        relocate(self._tensors, self._device)
+
+
+def tensors_of(model: object) -> Iterator[torch.Tensor]:
+    """Every tensor of a model: of modules, also those in the fields of dataclasses, in mappings and in sequences."""
+    if isinstance(model, torch.Tensor):
+        yield model
+    elif isinstance(model, torch.nn.Module):
+        yield from model.parameters()
+        yield from model.buffers()
+    elif isinstance(model, Mapping):
+        for value in model.values():
+            yield from tensors_of(value)
+    elif isinstance(model, list | tuple):
+        for value in model:
+            yield from tensors_of(value)
+    elif dataclasses.is_dataclass(model):
+        yield from tensors_of(_fields(model))
+
+
+def relocate(tensors: Sequence[torch.Tensor], place: str, *, locked: bool = False) -> None:
+    """Move tensors to `place` in place, all or none; those that share a storage share it there too."""
+    moved: dict[int, torch.UntypedStorage] = {}
+    for tensor in tensors:
+        if _address(tensor) not in moved:
+            moved[_address(tensor)] = _copied(tensor.untyped_storage(), place, locked=locked)
+    for tensor in tensors:
+        fresh = torch.empty(0, dtype=tensor.dtype, device=place)
+        storage = moved[_address(tensor)]
+        tensor.data = fresh.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _copied(storage: torch.UntypedStorage, place: str, *, locked: bool) -> torch.UntypedStorage:
+    source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+    copied = torch.empty(source.shape, dtype=torch.uint8, device=place, pin_memory=locked)
+    copied.copy_(source, non_blocking=place != "cpu")
+    return copied.untyped_storage()
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def default_device() -> str:

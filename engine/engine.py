@@ -129,7 +129,8 @@ class Engine:
             self.files.remember_in(CataloguedDigests(self._catalogue))
         self._disk = Disk(self._catalogue, registry.sockets, disk) if self._catalogue else None
         ledger = Ledger(self.device.name, self.device.memory() if memory is None else memory)
-        self.store = Store(ledger, self._host_ledger(host_memory), self._disk)
+        host = self._host_ledger(host_memory)
+        self.store = Store(ledger, host, self._disk)
         self.traces = Traces(self._catalogue)
         self.records = Records(self._catalogue)
         self._lock = threading.RLock()
@@ -137,7 +138,7 @@ class Engine:
         self._turn = threading.RLock()
         """Whose run it is."""
         self.files.aside = self._aside
-        models = ModelPool(self.files, ledger, self._lock)
+        models = ModelPool(self.files, ledger, self._lock, device=self.device, host=host)
         self._resources = Resources(self.device, self.store, self.traces, models, ledger, bounds or Bounds())
         settings = {"device": self.device.kind, "mode": "exact" if exact else "fast", **(numerics or {})}
         self._numerics = digest("numerics", settings)
@@ -229,9 +230,11 @@ class Engine:
             self._disk.flush()
 
     def held(self) -> Mapping[str, int]:
-        """Bytes per tier: values on the device, the host and the disk, and models on the device."""
+        """Bytes per tier: values on the device, the host and the disk, and models on the device and on the host."""
+        models = self._resources.models
         with self._lock:
-            return {**self.store.statement(), "models": self._resources.ledger.statement()["models"]}
+            on_host = {"host_models": models.there.held()} if models.there else {}
+            return {**self.store.statement(), "models": models.held(), **on_host}
 
     def clear(self) -> None:
         """Forget all values and traces, on every tier."""

@@ -1,5 +1,17 @@
 """Host: the machine's own memory as a device. `engine.device.Device` is the same for torch."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Parked(Protocol):
+    """A module's tensors that moved from the device to the host; the module itself is the same."""
+
+    nbytes: int
+
+    def back(self) -> None:
+        """Move all of them back onto the device, or raise and leave all of them where they are."""
+
 
 class Host:
     """Where nodes run when nothing but Python is needed."""
@@ -20,6 +32,13 @@ class Host:
 
     def trim(self) -> None:
         """Give freed blocks back, after an out-of-memory error."""
+
+    def park(self, modules: Sequence[object], spare: Sequence[object] = ()) -> Parked | None:
+        """Move the tensors of modules to the host, but not those of the ones to `spare`; None where they are there.
+
+        They move in place, each storage once: whoever shares a tensor sees it where it is now.
+        """
+        return None
 
     def memory(self) -> int:
         """Bytes a cache may reasonably use: half of what is free."""

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from typing import Any
 
 from engine import errors
+from engine.budget import size_text
 from engine.event import NodeStarted
 from engine.run import Call, Resources, Run
 
@@ -129,11 +130,11 @@ class Loop:
         if len(calls) > 1:
             half = len(calls) // 2
             return [*self._attempt(calls[:half]), *self._attempt(calls[half:])]
-        held = ", ".join(f"{name} {size}" for name, size in self._resources.ledger.statement().items())
+        account = self._resources.ledger.account()
         return [
             errors.OutOfMemory(
-                f"out of memory on {self._resources.device.name} after freeing {freed} bytes (bytes held: {held}); "
-                "use a smaller size, a smaller batch or a smaller model"
+                f"out of memory on {self._resources.device.name} after freeing {size_text(freed)}, and nothing is left "
+                f"to give up ({account}); use a smaller size, a smaller batch or a smaller model"
             )
         ]
 

@@ -1,21 +1,31 @@
-"""Models: a frozen reference travels on the wires; the module behind it is loaded when a node asks, and shared."""
+"""Models: a frozen reference travels on the wires; the module behind it is loaded when a node asks, and shared.
+
+A module whose bytes are wanted on an accelerator moves to the host, under the host's budget, and comes back by a copy.
+One that is made of another, its base, shares tensors with it: it goes before its base, and comes back after it.
+"""
 
 import threading
 import time
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
-from engine.budget import Ledger
+from engine.budget import Ledger, size_text
 from engine.digest import Digest
-from engine.eviction import Gdsf
+from engine.eviction import Entry
 from engine.file import Files
+from engine.host import Host, Parked
+from engine.shelf import Shelf
 from engine.socket import Socket
 
 M = TypeVar("M")
 M_co = TypeVar("M_co", covariant=True)
+
+COPY = 8e9
+"""Bytes per second that a model moves between host and device at, about; what it costs to fetch one from the host."""
 
 
 class ModelRef(Socket, Generic[M_co]):
@@ -32,6 +42,10 @@ class ModelRef(Socket, Generic[M_co]):
     def module_bytes(self, module: object) -> int:
         """Bytes that a loaded module takes, without those that it shares with its base's."""
 
+    def expected_bytes(self, files: Files, place: str) -> int:
+        """Bytes that it will take there, as far as its files tell: room is made first. 0 where that is not known."""
+        return 0
+
     @property
     def base(self) -> "ModelRef[M_co] | None":
         """The reference whose module this one's is made of, sharing its tensors; None where it is loaded from files."""
@@ -42,43 +56,59 @@ class ModelRef(Socket, Generic[M_co]):
         raise NotImplementedError(f"{type(self).__name__} has no base")
 
 
-@dataclass(slots=True)
-class _Resident:
+@dataclass(slots=True, eq=False)
+class _Model:
+    """A module in memory: on the device, or `parked` on the host."""
+
     module: object
     size: int
-    base: ModelRef[object] | None
     keeps: int
     """Bytes that stay in memory as long as it does: its own, and its base's."""
+    seconds: float
+    """What it took to load, or to make of its base."""
+    base: Digest | None
+    above: set[Digest] = field(default_factory=set)
+    """Models that are made of this one."""
+    parked: Parked | None = None
 
 
 class ModelPool:
-    """Modules in memory, under the same ledger as cached values; what nobody holds may be given up."""
+    """Modules in memory, under the same ledgers as cached values; what nobody holds may be given up.
 
-    name = "models"
+    `ledger` is the device's; with one for the `host`, what has to go from the device moves there, as long as it is
+    worth its bytes there. `lock` guards the ledgers; it is free while a module is loaded. One thread at a time loads.
+    """
 
     def __init__(
-        self, files: Files | None = None, ledger: Ledger | None = None, lock: AbstractContextManager[Any] | None = None
+        self,
+        files: Files | None = None,
+        ledger: Ledger | None = None,
+        lock: AbstractContextManager[Any] | None = None,
+        *,
+        device: Host | None = None,
+        host: Ledger | None = None,
     ) -> None:
-        """`lock` guards the ledger; it is free while a module is loaded. One thread at a time loads."""
         self._lock = lock or threading.RLock()
         self._files = files or Files()
-        self._ledger = ledger or Ledger("cpu", 1 << 62)
-        self._policy: Gdsf[Digest] = Gdsf(lambda: self._ledger.capacity, self._ledger.ageing)
-        self._resident: dict[Digest, _Resident] = {}
+        self._device = device or Host()
+        self._models: dict[Digest, _Model] = {}
         self._holds: Counter[Digest] = Counter()
+        """How many calls, and models on the device that are made of it, need each on the device."""
         self._keys: dict[ModelRef[Any], Digest] = {}
-        self._bytes = 0
-        self._ledger.join(self)
+        self._sizes: dict[Digest, int] = {}
+        """What models took that were loaded once."""
+        self.here = Shelf(ledger or Ledger("cpu", 1 << 62), self._unheld, self._leave)
+        """Models on the device."""
+        self.there = Shelf(host, self._forgettable, self._forget) if host else None
+        """Models that moved to the host."""
 
     def acquire(self, ref: ModelRef[M], place: str) -> M:
-        """The module behind `ref`, loaded if need be; `release` it when done."""
-        key = self._keys[ref] = self._keys.get(ref) or ref.identity()
+        """The module behind `ref`, on the device, loaded if need be; `release` it when done."""
         with self._lock:
-            resident = self._resident.get(key)
-            if resident is not None:
-                self._policy.use(key)
-                self._holds[key] += 1
-                return cast("M", resident.module)
+            key = self._keys[ref] = self._keys.get(ref) or ref.identity()
+            if key in self._models:
+                self._hold(key)
+                return cast("M", self._models[key].module)
         return cast("M", self._load(key, cast("ModelRef[object]", ref), place))
 
     def release(self, ref: ModelRef[object]) -> None:
@@ -86,34 +116,55 @@ class ModelPool:
         self._holds[self._keys[ref]] -= 1
 
     def held(self) -> int:
-        """Bytes of all modules."""
-        return self._bytes
+        """Bytes of all modules on the device."""
+        return self.here.held()
 
-    def cheapest(self) -> float | None:
-        """Priority of the module to give up first."""
-        key = self._victim()
-        return None if key is None else self._policy.priority(key)
+    def overdraft(self) -> str | None:
+        """By how much what is in use exceeds the device's budget, in words; None where it does not."""
+        with self._lock:
+            ledger = self.here.ledger
+            if ledger.used() <= ledger.capacity or ledger.make_room():
+                return None
+            return (
+                f"what is in use takes {size_text(ledger.used())} of {ledger.place}, more than its budget: "
+                f"{ledger.account()}; it is tried all the same. Expected is a budget that holds it: allow more memory, "
+                "a lower precision or a smaller model"
+            )
 
-    def give_up(self) -> int:
-        """Drop the cheapest module that nobody holds."""
-        key = self._victim()
-        if key is None:
-            return 0
-        self._policy.evict(key)
-        resident = self._resident.pop(key)
-        self._bytes -= resident.size
-        if resident.base is not None:
-            self.release(resident.base)
-        return resident.size
+    def _hold(self, key: Digest) -> None:
+        """Keep a model on the device for one more, fetched from the host where it waits there."""
+        self._holds[key] += 1
+        try:
+            self._rise(key, self._models[key])
+        except BaseException:
+            self._holds[key] -= 1
+            raise
+        self.here.use(key)
 
-    def _victim(self) -> Digest | None:
-        return self._policy.victim(spared=lambda key: self._holds[key] > 0)
+    def _rise(self, key: Digest, model: _Model) -> None:
+        if model.parked is None:
+            return
+        assert self.there is not None
+        if model.base is not None:
+            self._hold(model.base)
+        try:
+            self.here.ledger.make_room(model.size)
+            model.parked.back()
+        except BaseException:
+            if model.base is not None:
+                self._holds[model.base] -= 1
+            raise
+        model.parked = None
+        uses = self.there.take(key).uses
+        self.here.put(key, model.size, keeps=model.keeps, seconds=self._price(model), uses=uses)
 
     def _load(self, key: Digest, ref: ModelRef[object], place: str) -> object:
         base, below = ref.base, None
         if base is not None:
             below = self.acquire(base, place)
         try:
+            with self._lock:
+                self.here.ledger.make_room(self._sizes.get(key) or ref.expected_bytes(self._files, place))
             began = time.perf_counter()
             with self._files.reading():
                 module = ref.load(self._files, place) if base is None else ref.patched(below, self._files, place)
@@ -121,12 +172,89 @@ class ModelPool:
             if base is not None:
                 self.release(base)
             raise
-        size = ref.module_bytes(module)
+        seconds, size = time.perf_counter() - began, ref.module_bytes(module)
         with self._lock:
-            keeps = size if base is None else size + self._resident[self._keys[base]].keeps
-            self._resident[key] = _Resident(module, size, base, keeps)
-            self._bytes += size
-            self._policy.admit(key, keeps, time.perf_counter() - began)
-            self._holds[key] += 1
-            self._ledger.make_room()
+            self._admit(key, _Model(module, size, size, seconds, None if base is None else self._keys[base]))
         return module
+
+    def _admit(self, key: Digest, model: _Model) -> None:
+        """Count a module that was loaded, and hold it for whoever asked."""
+        self._models[key] = model
+        self._sizes[key] = model.size
+        if model.base is not None:
+            below = self._models[model.base]
+            below.above.add(key)
+            model.keeps += below.keeps
+        self._holds[key] += 1
+        self.here.put(key, model.size, keeps=model.keeps, seconds=self._price(model))
+        self.here.ledger.make_room()
+
+    def _price(self, model: _Model) -> float:
+        """Seconds until a model is back on the device once it went: a copy's, where the host can take it."""
+        fits = self.there is not None and model.size <= self.there.ledger.capacity
+        return model.size / COPY if fits else model.seconds
+
+    def _unheld(self, key: Digest) -> bool:
+        return self._holds[key] <= 0
+
+    def _forgettable(self, key: Digest) -> bool:
+        """A model on the host may be dropped when nobody is about to fetch it, and none is made of it."""
+        return self._unheld(key) and not self._models[key].above
+
+    def _leave(self, key: Digest, entry: Entry) -> None:
+        """A model has to go from the device: to the host, or altogether."""
+        model = self._models[key]
+        if not self._room_on_the_host(key, model, entry):
+            return
+        parked = self._park(model)
+        if parked is None:
+            assert self.there is not None
+            self.there.take(key)
+            self._forget(key, entry)
+            return
+        model.parked = parked
+        if model.base is not None:
+            self._holds[model.base] -= 1
+
+    def _room_on_the_host(self, key: Digest, model: _Model, entry: Entry) -> bool:
+        """Count a model on the host, where that has room for it and nothing that is worth more; else forget it."""
+        if self.there is None or model.size > self.there.ledger.capacity:
+            self._forget(key, entry)
+            return False
+        self.there.put(key, model.size, keeps=model.keeps, seconds=model.seconds, uses=entry.uses)
+        if not self.there.ledger.make_room() and key in self.there:
+            self.there.take(key)
+            self._forget(key, entry)
+        return key in self.there
+
+    def _park(self, model: _Model) -> Parked | None:
+        """Move a module's tensors to the host, in place; None where it cannot be moved as a whole.
+
+        What it shares with its base stays with that. What others share with it goes with it: they are on the host.
+        """
+        sharing = [model.module, *(other.module for other in self._made_of(model))]
+        below = [] if model.base is None else [self._models[model.base].module]
+        try:
+            parked = self._device.park(sharing, spare=below)
+        except (MemoryError, RuntimeError):
+            return None
+        return parked if parked is not None and parked.nbytes >= model.size else None
+
+    def _made_of(self, model: _Model) -> Iterator[_Model]:
+        for key in model.above:
+            yield self._models[key]
+            yield from self._made_of(self._models[key])
+
+    def _forget(self, key: Digest, _: Entry | None = None) -> None:
+        """Let go of a model that is counted nowhere any more, and of those on the host that are made of it."""
+        model = self._models.pop(key)
+        for other in list(model.above):
+            assert self.there is not None
+            self.there.take(other)
+            self._forget(other)
+        if model.base is None:
+            return
+        if model.base in self._models:
+            self._models[model.base].above.discard(key)
+        if model.parked is None:
+            self._holds[model.base] -= 1

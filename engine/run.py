@@ -86,6 +86,7 @@ class Run:
         self.failures: dict[str, BaseException] = {}
         self.reports: dict[str, NodeReport] = {}
         self.ran: dict[int, float] = {}
+        self._alarmed: set[str] = set()
         self._warned: dict[int, tuple[str, ...]] = {}
         self._failed: dict[int, str] = {}
         self._touched: set[Digest] = set()
@@ -262,12 +263,18 @@ class Run:
         def measure(name: str, value: float) -> None:
             self.listener(NodeMeasured(self.id, step.id, name, value))
 
+        def alarm(message: str) -> None:
+            if step.id not in self._alarmed:
+                self._alarmed.add(step.id)
+                self.listener(Trouble(self.id, step.id, message))
+
         return Context(
             device=self.resources.device.name,
             exact=self.exact,
             models=self.resources.models,
             listener=listen,
             meter=measure,
+            alarm=alarm,
             token=self.token,
         )
 

@@ -83,7 +83,7 @@ def test_whatever_changes_the_module_makes_it_another(pool):
 def test_its_bytes_are_under_the_ledger(pool):
     use(pool, "unet", "vae")
     assert pool.held() == 20
-    assert pool._ledger.statement() == {"models": 20, "capacity": 25}
+    assert pool.here.ledger.statement() == {"models": 20, "capacity": 25}
 
 
 def test_when_the_budget_is_full_a_model_that_nobody_holds_goes(pool):
@@ -95,7 +95,7 @@ def test_when_the_budget_is_full_a_model_that_nobody_holds_goes(pool):
 
 def test_a_model_that_was_given_up_is_loaded_again_when_it_is_asked_for(pool):
     use(pool, "unet")
-    pool._ledger.free_everything()
+    pool.here.ledger.free_everything()
     assert pool.held() == 0
     use(pool, "unet")
     assert loaded() == ["unet", "unet"]
@@ -105,16 +105,16 @@ def test_a_model_that_was_given_up_is_really_gone(pool):
     seen = weakref.ref(pool.acquire(Ref("unet"), "gpu"))
     pool.release(Ref("unet"))
     assert seen() is not None
-    pool.give_up()
+    pool.here.give_up()
     gc.collect()
     assert seen() is None
 
 
 def test_a_model_that_is_held_never_goes(pool):
     held = [pool.acquire(Ref(name), "gpu") for name in ("unet", "vae", "clip")]
-    assert pool.held() == 30 > pool._ledger.capacity
-    assert pool.cheapest() is None
-    assert (pool.give_up(), pool._ledger.free_everything()) == (0, 0)
+    assert pool.held() == 30 > pool.here.ledger.capacity
+    assert pool.here.cheapest() is None
+    assert (pool.here.give_up(), pool.here.ledger.free_everything()) == (0, 0)
     assert [module.name for module in held] == ["unet", "vae", "clip"]
 
 
@@ -122,9 +122,9 @@ def test_a_model_held_twice_stays_until_both_gave_it_back(pool):
     for _ in range(2):
         pool.acquire(Ref("unet"), "gpu")
     pool.release(Ref("unet"))
-    assert pool.cheapest() is None
+    assert pool.here.cheapest() is None
     pool.release(Ref("unet"))
-    assert pool.cheapest() is not None
+    assert pool.here.cheapest() is not None
 
 
 def test_the_model_that_was_just_loaded_is_not_the_one_that_goes(pool):
@@ -141,7 +141,7 @@ def test_the_model_that_was_just_loaded_is_not_the_one_that_goes(pool):
 def test_a_model_larger_than_the_budget_is_still_loaded(pool):
     assert pool.acquire(Ref("unet", size=1000), "gpu").name == "unet"
     pool.release(Ref("unet", size=1000))
-    assert pool._ledger.make_room()
+    assert pool.here.ledger.make_room()
     assert pool.held() == 0
 
 
@@ -149,7 +149,7 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(pool):
     for _ in range(2):
         with pytest.raises(FileChanged, match="unet changed"):
             pool.acquire(Ref("unet", broken=True), "gpu")
-    assert (loaded(), pool.held(), pool.cheapest()) == (["unet", "unet"], 0, None)
+    assert (loaded(), pool.held(), pool.here.cheapest()) == (["unet", "unet"], 0, None)
 
 
 def test_models_and_values_compete_for_one_budget(pool):
@@ -168,7 +168,7 @@ def test_models_and_values_compete_for_one_budget(pool):
             return freed
 
     values = Values()
-    pool._ledger.join(values)
+    pool.here.ledger.join(values)
     pool.acquire(Ref("unet"), "gpu")
     assert values.size == 0
 
@@ -212,23 +212,23 @@ class TestPatched:
 
     def test_its_base_stays_as_long_as_it_does(self, pool):
         pool.acquire(Patched("lora"), "gpu")
-        assert (pool.cheapest(), pool.give_up()) == (None, 0)
+        assert (pool.here.cheapest(), pool.here.give_up()) == (None, 0)
         pool.release(Patched("lora"))
-        assert (pool.give_up(), pool.give_up(), pool.give_up()) == (2, 10, 0)
+        assert (pool.here.give_up(), pool.here.give_up(), pool.here.give_up()) == (2, 10, 0)
 
     def test_a_base_that_is_held_alone_outlives_it(self, pool):
         pool.acquire(Patched("lora"), "gpu")
         pool.acquire(Ref("unet"), "gpu")
         pool.release(Patched("lora"))
-        assert pool._ledger.free_everything() == 2
+        assert pool.here.ledger.free_everything() == 2
         pool.release(Ref("unet"))
-        assert pool._ledger.free_everything() == 10
+        assert pool.here.ledger.free_everything() == 10
 
     def test_a_base_may_have_a_base(self, pool):
         pool.acquire(Patched("skipping", size=0, of=Patched("lora")), "gpu")
         assert loaded() == ["unet", "lora on unet", "skipping on lora"]
         pool.release(Patched("skipping", size=0, of=Patched("lora")))
-        assert (pool.held(), pool._ledger.free_everything(), pool.held()) == (12, 12, 0)
+        assert (pool.held(), pool.here.ledger.free_everything(), pool.held()) == (12, 12, 0)
 
     def test_when_bytes_are_wanted_it_goes_before_a_base_that_others_use(self, pool):
         use(pool, "unet")
@@ -241,7 +241,7 @@ class TestPatched:
     def test_one_that_cannot_be_made_lets_go_of_its_base(self, pool):
         with pytest.raises(FileChanged, match="lora changed"):
             pool.acquire(Patched("lora", broken=True), "gpu")
-        assert pool._ledger.free_everything() == 10
+        assert pool.here.ledger.free_everything() == 10
 
 
 class TestContext:
@@ -249,9 +249,9 @@ class TestContext:
         context = Context(device="gpu", models=pool)
         assert context.model(Ref("unet")).name == "unet"
         assert context.model(Ref("vae")).name == "vae"
-        assert pool.cheapest() is None
+        assert pool.here.cheapest() is None
         context.release()
-        assert pool._ledger.free_everything() == 20
+        assert pool.here.ledger.free_everything() == 20
 
     def test_giving_back_twice_gives_back_once(self, pool):
         pool.acquire(Ref("unet"), "gpu")
@@ -259,7 +259,7 @@ class TestContext:
         context.model(Ref("unet"))
         context.release()
         context.release()
-        assert pool.cheapest() is None
+        assert pool.here.cheapest() is None
 
     def test_a_model_that_cannot_be_loaded_is_not_given_back(self, pool):
         context = Context(device="gpu", models=pool)
@@ -267,7 +267,7 @@ class TestContext:
             context.model(Ref("unet", broken=True))
         context.release()
         pool.acquire(Ref("unet"), "gpu")
-        assert pool.cheapest() is None
+        assert pool.here.cheapest() is None
 
     def test_a_notebook_needs_no_pool(self):
         context = Context()

@@ -194,7 +194,7 @@ class TestModules:
         context.model(text.clip_skip(made.text, 2))
         assert pool.held() - before == sum(weight.nbytes for weight in weights)
         context.release()
-        pool._ledger.free_everything()
+        pool.here.ledger.free_everything()
         assert pool.held() == 0
 
     def test_its_weights_are_those_of_the_formula_and_the_base_keeps_its_own(self, parts, fox, files, context, weights):
