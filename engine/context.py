@@ -61,7 +61,7 @@ class Context:
         self._alarm = alarm
         self._token = token
         self._held: list[ModelRef[object]] = []
-        self._attempts = 1
+        self._scarce = False
         self.warnings: list[str] = []
         """What the node had to say in this attempt."""
         self.loading = 0.0
@@ -79,12 +79,12 @@ class Context:
 
     @property
     def scarce(self) -> bool:
-        """Whether this attempt follows one that ran out of memory: work in smaller pieces, such as tiles or rows.
+        """Whether memory ran out, even with everything else given up: work in smaller pieces, such as tiles or rows.
 
         What comes out is kept under the key that it would have anyway. So it may differ by no more than what the
         `fast` mode leaves open; a node that gives something else must `warn`. Never in `exact` mode.
         """
-        return self._attempts > 1 and not self.exact
+        return self._scarce and not self.exact
 
     def warn(self, message: str) -> None:
         """Say something about the result that is no failure: what was expected, what was done instead, the remedy.
@@ -94,9 +94,9 @@ class Context:
         if message not in self.warnings:
             self.warnings.append(message)
 
-    def again(self) -> None:
+    def again(self, *, scarce: bool) -> None:
         """Memory ran out: the node is called once more, and what it said is forgotten; the loop calls this."""
-        self._attempts += 1
+        self._scarce = scarce
         self.warnings.clear()
 
     def measure(self, name: str, value: float) -> None:

@@ -115,21 +115,23 @@ class Loop:
             call.run.ended = end.with_traceback(None)
 
     def _attempt(self, calls: Sequence[Call]) -> list[Any]:
-        """The out-of-memory ladder: free everything unpinned and try again, then smaller groups, then give up."""
+        """The out-of-memory ladder: free all that is unpinned and try again, then smaller groups, then smaller pieces."""
         outcome = self._invoke(calls)
         if not self._ran_out(outcome):
             return outcome
-        outcome.clear()  # tracebacks hold what the calls were working on
-        for call in calls:
-            call.context.again()
-        freed = self._resources.ledger.free_everything()
-        self._resources.device.trim()
+        freed = self._free(calls, outcome)
         outcome = self._invoke(calls)
         if not self._ran_out(outcome):
             return outcome
         if len(calls) > 1:
+            self._free(calls, outcome)
             half = len(calls) // 2
             return [*self._attempt(calls[:half]), *self._attempt(calls[half:])]
+        if not calls[0].context.exact:
+            freed += self._free(calls, outcome, scarce=True)
+            outcome = self._invoke(calls)
+            if not self._ran_out(outcome):
+                return outcome
         account = self._resources.ledger.account()
         return [
             errors.OutOfMemory(
@@ -137,6 +139,15 @@ class Loop:
                 f"to give up ({account}); use a smaller size, a smaller batch or a smaller model"
             )
         ]
+
+    def _free(self, calls: Sequence[Call], outcome: list[Any], *, scarce: bool = False) -> int:
+        """Make ready for another attempt; returns the bytes freed."""
+        outcome.clear()  # tracebacks hold what the calls were working on
+        for call in calls:
+            call.context.again(scarce=scarce)
+        freed = self._resources.ledger.free_everything()
+        self._resources.device.trim()
+        return freed
 
     def _ran_out(self, outcome: Sequence[Any]) -> bool:
         return any(isinstance(item, Exception) and self._resources.device.out_of_memory(item) for item in outcome)

@@ -140,7 +140,7 @@ def test_where_memory_runs_out_models_that_are_not_in_use_move_to_the_host_befor
         "h": ("toy.hungry", {}, {"blob": "t"}),
     }
     assert engine.run(graph({"out": "h"}, nodes))["out"] == Blob("fed")
-    assert held == [(1000, 0), (0, 1000)]
+    assert held == [(1000, 0), (0, 1000), (0, 1000)]
 
 
 def test_patched_models_and_their_base_take_turns():

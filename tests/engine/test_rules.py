@@ -675,7 +675,7 @@ class TestMemoryLadder:
         attempts = []
         house = engine(self.tiled(attempts))
         assert house.run(self.one())["out"] == Blob("tiled")
-        assert attempts == [False, True]
+        assert attempts == [False, False, True]
         assert house.run(self.one()).ran() == []
 
     def test_in_exact_mode_memory_is_never_said_to_be_short(self):
@@ -746,6 +746,25 @@ class TestFusion:
         result = engine(pack).run(self.cells([1, 2, 3, 4, 5, 6]))
         assert len(result.outputs) == 6
         assert groups == [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [1, 2, 3], [4, 5, 6]]
+
+    def test_a_group_is_halved_until_one_is_alone_and_only_then_told_that_memory_is_short(self):
+        groups = []
+
+        def many(calls):
+            groups.append([call["seed"] for call in calls])
+            raise MemoryError
+
+        @node("toy.sample", version=1, many=many)
+        def sample(wave: Wave, seed: int, context: Context) -> Wave:
+            """One fits in pieces, the other as a whole."""
+            groups.append((seed, context.scarce))
+            if seed == 1 and not context.scarce:
+                raise MemoryError
+            return toys.Wave(f"{seed}")
+
+        result = engine(sample).run(self.cells([1, 2]))
+        assert len(result.outputs) == 2
+        assert groups == [[1, 2], [1, 2], (1, False), (1, False), (1, True), (2, False)]
 
 
 def test_bound_arguments_are_known_by_content():
