@@ -115,7 +115,7 @@ class Loop:
             call.run.ended = end.with_traceback(None)
 
     def _attempt(self, calls: Sequence[Call]) -> list[Any]:
-        """The out-of-memory ladder: free all that is unpinned and try again, then smaller groups, then smaller pieces."""
+        """The out-of-memory ladder: free what is unpinned and try again, then smaller groups, then smaller pieces."""
         outcome = self._invoke(calls)
         if not self._ran_out(outcome):
             return outcome
