@@ -2,37 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nodes.diffusion.tensors import LoadError, some, weights
+from nodes.diffusion.bases import EMBEDDING_BY_WIDTH
+from nodes.diffusion.tensors import LoadError, opened, shapes, some
 
 REMEDY = (
     "safetensors.torch.save_file({{'emb_params': torch.load({path!r}, weights_only=True)['string_to_param']['*']}}, "
     "{converted!r})"
 )
+LAYOUTS: tuple[tuple[str, ...], ...] = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"), ("emb_params",))
+"""Names of tensors: of SDXL's two text encoders, in the WebUI's words and in those of some trainers; of the WebUI."""
 
 
 def read(path: Path | str) -> Tensor:
     """Return the vectors of an embedding, (N, D) in float32 on the CPU.
 
-    `emb_params` and a file of one tensor under any name (the WebUI's and diffusers' spelling) are read as they are; of
-    an embedding for SDXL, `clip_l` and `clip_g` are joined along D. Raises LoadError for anything else.
+    They are those of `emb_params`, as the WebUI has them, or of the only tensor, which diffusers names after the token;
+    those for SDXL's two text encoders, such as `clip_l` and `clip_g`, are joined along D in this order. Raises
+    LoadError for anything else.
     """
     path = Path(path)
-    tensors, _ = weights(path, REMEDY)
-    if {"clip_l", "clip_g"} <= tensors.keys():
-        found = torch.cat([_rows(tensors[name]) for name in ("clip_l", "clip_g")], dim=1)
-    elif "emb_params" in tensors or len(tensors) == 1:
-        found = _rows(tensors.get("emb_params", next(iter(tensors.values()))))
-    else:
-        raise LoadError(path, "one tensor of vectors, such as emb_params", f"{some(list(tensors)) or 'nothing'}")
-    if found.ndim != 2 or 0 in found.shape:
-        raise LoadError(path, "vectors of shape (N, D)", str(tuple(found.shape)))
-    return found
+    with opened(path, REMEDY) as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        count, sides = _sides(path, found)
+        tensors = [file.get_tensor(name).float().reshape(count, found[name][-1]) for name in sides]
+    vectors = torch.cat(tensors, dim=1)
+    if not bool(torch.isfinite(vectors).all()):
+        raise LoadError(path, "vectors of numbers", "NaN or infinity in them")
+    return vectors
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.float().reshape(1, -1) if tensor.ndim == 1 else tensor.float()
+def described(path: Path | str) -> str:
+    """Say in a few words what a file is, such as "embedding for SDXL, 2 vectors"; raises LoadError as `read` does."""
+    path = Path(path)
+    found = shapes(path, REMEDY)
+    count, sides = _sides(path, found)
+    width = sum(found[name][-1] for name in sides)
+    return f"embedding {made_for(width)}, {count} vector{'s' if count != 1 else ''}"
+
+
+def made_for(width: int) -> str:
+    """Say what vectors of a width are made for, such as "for SD 1.x"; the width itself where no model has it."""
+    return f"for {EMBEDDING_BY_WIDTH[width]}" if width in EMBEDDING_BY_WIDTH else f"of width {width}"
+
+
+def misfit(name: str, vectors: Tensor, width: int) -> str | None:
+    """Say what is wrong where vectors (N, D) are not of the width that text encoders take, all of them together."""
+    if vectors.shape[-1] == width:
+        return None
+    made, model = (
+        f"{made_for(each)} ({each} wide)" if each in EMBEDDING_BY_WIDTH else made_for(each)
+        for each in (vectors.shape[-1], width)
+    )
+    return f"embedding {name!r} is {made}, expected one {model}"
+
+
+def _sides(path: Path, found: Mapping[str, tuple[int, ...]]) -> tuple[int, Sequence[str]]:
+    """How many vectors there are, and the names of the tensors that make them, side by side."""
+    layouts = [*LAYOUTS, *([tuple(found)] if len(found) == 1 else [])]
+    sides = next((names for names in layouts if found.keys() >= set(names)), None)
+    if sides is None:
+        expected = "one tensor of vectors, such as emb_params, or clip_l and clip_g for SDXL"
+        raise LoadError(path, expected, some(list(found)) or "nothing")
+    rows = {found[name][0] if len(found[name]) == 2 else 1 for name in sides}
+    if len(rows) > 1 or any(len(found[name]) not in {1, 2} or 0 in found[name] for name in sides):
+        raise LoadError(path, "vectors of shape (N, D)", " and ".join(str(found[name]) for name in sides))
+    return rows.pop(), sides

@@ -34,25 +34,66 @@ def test_other_tensors_beside_emb_params_do_not_count(tmp_path):
     assert torch.equal(read(tmp_path, emb_params=VECTORS, step=torch.zeros(1)), VECTORS)
 
 
-def test_the_two_sides_of_sdxl_are_joined(tmp_path):
-    found = read(tmp_path, clip_l=VECTORS, clip_g=torch.full((2, 5), 9.0))
+@pytest.mark.parametrize("names", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
+def test_the_two_sides_of_sdxl_are_joined(tmp_path, names):
+    found = read(tmp_path, **dict(zip(names, (VECTORS, torch.full((2, 5), 9.0)), strict=True)))
     assert found.shape == (2, 8)
     assert torch.equal(found[:, :3], VECTORS)
     assert torch.equal(found[:, 3:], torch.full((2, 5), 9.0))
 
 
+def test_single_vectors_of_both_sides_are_one_row(tmp_path):
+    assert read(tmp_path, clip_l=torch.zeros(3), clip_g=torch.zeros(1, 5)).shape == (1, 8)
+
+
 @pytest.mark.parametrize(
     ("tensors", "problem"),
     [
-        ({"a": VECTORS, "b": VECTORS + 1}, "expected one tensor of vectors, such as emb_params, found a, b"),
+        ({"a": VECTORS, "b": VECTORS + 1}, "such as emb_params, or clip_l and clip_g for SDXL, found a, b"),
         ({}, "found nothing"),
         ({"emb_params": torch.zeros(1, 2, 3)}, r"expected vectors of shape \(N, D\), found \(1, 2, 3\)"),
         ({"emb_params": torch.zeros(0, 3)}, r"found \(0, 3\)"),
+        ({"emb_params": torch.tensor(1.0)}, r"found \(\)"),
+        ({"clip_l": VECTORS, "clip_g": torch.zeros(3, 5)}, r"found \(2, 3\) and \(3, 5\)"),
+        ({"emb_params": torch.tensor([[1.0, float("nan")]])}, "expected vectors of numbers, found NaN or infinity"),
+        ({"emb_params": torch.tensor([[1.0, float("inf")]])}, "expected vectors of numbers, found NaN or infinity"),
     ],
 )
 def test_anything_else_is_refused(tmp_path, tensors, problem):
-    with pytest.raises(LoadError, match=problem):
+    with pytest.raises(LoadError, match=problem) as caught:
         read(tmp_path, **tensors)
+    assert str(caught.value).startswith(str(tmp_path / "made.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"emb_params": torch.zeros(8, 768)}, "embedding for SD 1.x, 8 vectors"),
+        ({"<fox>": torch.zeros(1024)}, "embedding for SD 2.x, 1 vector"),
+        ({"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(2, 1280)}, "embedding for SDXL, 2 vectors"),
+        ({"clip_g": torch.zeros(2, 1280)}, "embedding for the SDXL refiner, 2 vectors"),
+        ({"emb_params": torch.zeros(2, 160)}, "embedding of width 160, 2 vectors"),
+    ],
+)
+def test_a_file_is_described_by_the_family_that_its_width_tells(tmp_path, tensors, words):
+    save_file(tensors, tmp_path / "made.safetensors")
+    assert embedding.described(tmp_path / "made.safetensors") == words
+
+
+def test_what_is_none_is_not_described(tmp_path):
+    save_file({"a": VECTORS, "b": VECTORS + 1}, tmp_path / "made.safetensors")
+    with pytest.raises(LoadError, match="found a, b"):
+        embedding.described(tmp_path / "made.safetensors")
+
+
+def test_vectors_of_another_width_are_told_with_both_widths():
+    assert embedding.misfit("easy", torch.zeros(2, 768), 768) is None
+    assert embedding.misfit("easy", torch.zeros(2, 768), 2048) == (
+        "embedding 'easy' is for SD 1.x (768 wide), expected one for SDXL (2048 wide)"
+    )
+    assert embedding.misfit("easy", torch.zeros(2, 7), 768) == (
+        "embedding 'easy' is of width 7, expected one for SD 1.x (768 wide)"
+    )
 
 
 def test_a_pickle_is_refused_with_the_remedy(tmp_path):
