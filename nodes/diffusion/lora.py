@@ -7,12 +7,12 @@ which paper, stands in `change`; how files lay it out, in `lora_layout` and `lor
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from types import MethodType
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -152,8 +152,23 @@ def _summed(weight: Tensor, found: Iterable[tuple[Change, float]]) -> nn.Paramet
 
 def _sharing(module: M) -> M:
     """A copy with modules of its own, but the same tensors."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    copies = {inner: _shallow(inner) for inner in module.modules()}
+    for inner, made in copies.items():
+        for name, value in vars(inner).items():
+            if isinstance(value, MethodType) and value.__self__ is inner:
+                vars(made)[name] = MethodType(value.__func__, made)
+        made._modules = {name: child and copies[child] for name, child in inner._modules.items()}
+    return cast("M", copies[module])
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A module with the same children and tensors, and with tables of its own for them and for its hooks."""
+    made = module.__new__(type(module))
+    tables = (dict, OrderedDict)
+    vars(made).update(
+        {name: type(value)(value) if type(value) in tables else value for name, value in vars(module).items()}
+    )
+    return made
 
 
 def _places(module: nn.Module) -> dict[str, str]:

@@ -126,6 +126,31 @@ class TestPatched:
         assert {name for name in below if below[name] is not above[name]} == set(own)
         assert set(own) == {f"{name}.weight" for name in PARTS["unet"]}
 
+    def test_the_copy_has_modules_of_its_own_and_knows_none_of_those_below(self, unet, text_encoder, file):
+        """What a node does to one, such as hooking into it, must not reach the other."""
+        for module, part in ((unet, "unet"), (text_encoder, "text_encoder")):
+            made, _ = patched(module, part, (file, 1.0))
+            below, above = list(module.modules()), list(made.modules())
+            assert [type(inner) for inner in below] == [type(inner) for inner in above]
+            assert not set(map(id, below)) & set(map(id, above))
+            for one, other in zip(below, above, strict=True):
+                assert not any(isinstance(value, torch.nn.Module) for value in vars(other).values())
+                assert other._forward_hooks is not one._forward_hooks
+                assert other._parameters is not one._parameters
+                assert other._buffers is not one._buffers
+
+    def test_methods_that_were_replaced_on_a_module_belong_to_the_copy(self, write):
+        class Doubled(torch.nn.Linear):
+            def doubled(self, x):
+                return 2 * torch.nn.functional.linear(x, self.weight)
+
+        layer = torch.nn.Sequential(Doubled(2, 2, bias=False))
+        layer[0].forward = layer[0].doubled
+        path = write({"lora_unet_0.diff": torch.eye(2)})
+        made, _ = patched(layer, "unet", (path, 1.0))
+        x = torch.ones(1, 2)
+        assert torch.allclose(made(x), layer(x) + 2 * x)
+
     def test_strength_0_leaves_the_module_itself(self, unet, file):
         made, own = patched(unet, "unet", (file, 0.0))
         assert (made is unet, own) == (True, ())
