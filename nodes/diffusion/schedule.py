@@ -64,14 +64,14 @@ def polyexponential(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> T
 def normal(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
     """The timestep falls evenly from the last to 0 (the WebUI: "uniform" and "normal", diffusers: "linspace")."""
     high, low = (table.timestep(level) for level in limits.ends(table))
-    return to_zero(_at_timesteps(table, even(high, low, steps)))
+    return to_zero(_at_timesteps(table, _even_timesteps(high, low, steps)))
 
 
 def sgm_uniform(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
     """The timestep falls evenly and would reach 0 one step later (Stability's generative-models)."""
     check_steps(steps)
     high, low = (table.timestep(level) for level in limits.ends(table))
-    return to_zero(_at_timesteps(table, even(high, low, steps + 1)[:-1]))
+    return to_zero(_at_timesteps(table, _even_timesteps(high, low, steps + 1)[:-1]))
 
 
 def beta(table: NoiseSchedule, steps: int, limits: Limits = OWN) -> Tensor:
@@ -226,6 +226,12 @@ def executed(steps: int, denoise: float, convention: Convention = "exact") -> in
     if steps / denoise > LONGEST_SCHEDULE:
         raise ValueError(f"denoise: expected 0 or at least {steps / LONGEST_SCHEDULE} for {steps} steps, got {denoise}")
     return steps
+
+
+def _even_timesteps(first: float, last: float, count: int) -> Tensor:
+    """Return `count` evenly spaced timesteps, rounded as they are elsewhere: by that one half way has its side."""
+    check_steps(count)
+    return torch.linspace(first, last, count, dtype=torch.float32).double()
 
 
 def _at_timesteps(table: NoiseSchedule, timesteps: Tensor) -> Tensor:

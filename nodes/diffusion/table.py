@@ -106,13 +106,14 @@ class NoiseSchedule:
         Schedules of even timesteps visit levels half way between two. Of these it is the one that float32 finds nearer,
         by way of exp and log: ComfyUI's.
         """
-        below, part = divmod(self.timestep(sigma), 1)
+        timestep = torch.tensor(self.timestep(sigma), dtype=torch.float32)
+        below, part = float(timestep.floor()), timestep.frac()
         if abs(part - 0.5) > HALF_WAY:
-            return int(below) + (part > 0.5)
+            return int(below) + bool(part > 0.5)
         low, high = (
             torch.tensor((self.exact or self.sigmas)[int(below) : int(below) + 2], dtype=torch.float64).log().float()
         )
-        middle = (0.5 * low + 0.5 * high).exp().log()
+        middle = ((1 - part) * low + part * high).exp().log()
         return int(below) + bool((middle - high).abs() < (middle - low).abs())
 
     def sigma(self, timestep: float) -> float:

@@ -212,6 +212,23 @@ def test_the_nearest_timestep_of_a_level_half_way_is_the_one_that_float32_finds(
     assert TABLE.nearest(TABLE.sigma(timestep)) == nearest
 
 
+@pytest.mark.parametrize(("name", "more"), [("normal", 0), ("sgm_uniform", 1)])
+def test_the_timesteps_of_even_schedules_are_those_that_float32_finds(name, more):
+    """All of it in float32, as other programs do: even timesteps, log sigma between two, and the nearest of that."""
+    log_sigmas = torch.tensor(TABLE.exact, dtype=torch.float64).log().float()
+    ties = 0
+    for steps in [*range(1, 131), 173, 183, 191, 400]:
+        even = torch.linspace(999, 0, steps + more)[:steps]
+        below, share = even.long(), even.frac()
+        above = (below + 1).clamp(max=999)
+        sigmas = ((1 - share) * log_sigmas[below] + share * log_sigmas[above]).exp()
+        wanted = (sigmas.log() - log_sigmas[:, None]).abs().argmin(0).tolist()
+        found = [TABLE.nearest(sigma) for sigma in SCHEDULES[name](TABLE, steps)[:-1].tolist()]
+        assert found == wanted, steps
+        ties += (share - 0.5).abs().lt(1e-3).sum().item()
+    assert ties > 100
+
+
 def test_the_nearest_timestep_of_any_level_is_one_of_the_models():
     assert [TABLE.nearest(sigma) for sigma in (0.0, 0.01, 1000.0)] == [0, 0, 999]
     assert [TABLE.nearest(sigma) for sigma in TABLE.sigmas] == list(range(1000))
