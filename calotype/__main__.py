@@ -257,9 +257,15 @@ def _list_models(files: "Files", kinds: list[str], *, digest: bool, as_json: boo
         documents = [one.document() | place for one, place in zip(found, places, strict=True)]
         print(json.dumps(documents, indent=2))
         return
-    names = ("name", "kind", "size", "digest", "place", "problems")
-    rows = [(one.name, one.what, one.size, (one.digest or "-")[:12], str(one.path), one.note) for one in found]
+    names = ("name", "kind", "size", "digest", "place")
+    rows = [(one.name, one.what, one.size, (one.digest or "-")[:12], str(one.path)) for one in found]
+    if not out.is_terminal:
+        _table((*names, "problems"), [(*row, one.note) for row, one in zip(rows, found, strict=True)])
+        return
     _table(names, rows)
+    for one in found:
+        if one.note:
+            _tell(f"{one.path}: {one.note}")
 
 
 @app.command(name="import")

@@ -22,8 +22,9 @@ KINDS: Mapping[str, type[File]] = {
     "upscale": UpscaleFile,
 }
 """What is listed, by the words of calotype.yaml."""
-PICKLE = "a pickle, which is not loaded; docs/models.md says how to convert it"
+PICKLE = "a pickle, which is not loaded; docs/models.md says how it is converted"
 
+UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 REMEMBERED = 50_000
 """Files of which is remembered what they are."""
 
@@ -48,7 +49,8 @@ class Model(NamedTuple):
     @property
     def size(self) -> str:
         """How large it is, for people."""
-        return f"{self.bytes / 1e9:.2f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.1f} MB"
+        unit, size = next(((unit, size) for unit, size in UNITS if self.bytes >= size), UNITS[-1])
+        return f"{self.bytes / size:.1f} {unit}"
 
     @property
     def note(self) -> str:

@@ -386,17 +386,17 @@ class TestLookingAround:
         listed = [line.split("\t") for line in call("models", "--digest")[1].splitlines()]
         digest = hashlib.sha256(b"x" * 100_000).hexdigest()[:12]
         assert [row[:3] for row in listed[1:]] == [
-            ["real", "model", "0.1 MB"],
-            ["old/fox", "lora", "0.1 MB"],
-            ["easy", "embedding", "0.1 MB"],
-            ["mine", "VAE", "0.1 MB"],
+            ["real", "model", "100.0 kB"],
+            ["old/fox", "lora", "100.0 kB"],
+            ["easy", "embedding", "100.0 kB"],
+            ["mine", "VAE", "100.0 kB"],
         ]
         assert [row[3] for row in listed[1:4]] == [digest] * 3
         assert [row[4] for row in listed[1:3]] == ["checkpoints/real.safetensors", "loras/old/fox.safetensors"]
         damaged = (
             "expected a safetensors file, found a damaged one (Error while deserializing header: header too large)"
         )
-        pickle = "a pickle, which is not loaded; docs/models.md says how to convert it"
+        pickle = "a pickle, which is not loaded; docs/models.md says how it is converted"
         no_json = "mine/config.json: expected JSON, found something else (Expecting value: line 1 column 1 (char 0))"
         assert [row[5] for row in listed[1:]] == [damaged, damaged, pickle, no_json]
 

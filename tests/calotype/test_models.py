@@ -170,7 +170,7 @@ class TestListing:
         code, out, _ = call("models")
         assert code == 0
         rows = [line.split("\t") for line in out.splitlines()]
-        pickle = "a pickle, which is not loaded; docs/models.md says how to convert it"
+        pickle = "a pickle, which is not loaded; docs/models.md says how it is converted"
         assert [(row[0], row[1], row[3], row[5].partition(" (")[0]) for row in rows[1:]] == [
             ("wrong", "LoRA for SD 1.x", "-", "it lies among checkpoints, and belongs into a folder for loras"),
             ("a", "lora", "-", pickle),
