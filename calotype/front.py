@@ -97,7 +97,12 @@ def files_in(roots: Iterable[str | Path], config: str | Path | None = None, *, t
     for said in found.warnings():
         tell(said)
     own = [*map(Path, roots), Path(), *found.roots, *found.tables, library.INPUTS]
-    return Files(own, places=found.folders(), named=MODELS)
+    return Files(own, places=with_own(found.folders()), named=MODELS)
+
+
+def with_own(folders: Mapping[str, Sequence[Path]]) -> dict[str, tuple[Path, ...]]:
+    """Folders of models by kind, and after them those of what comes with Calotype."""
+    return {kind: (*paths, *filter(None, [pocket.PLACES.get(kind)])) for kind, paths in folders.items()}
 
 
 def _edited(graph: AnyGraph, settings: Mapping[str, Any] | None) -> Graph:

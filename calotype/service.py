@@ -19,7 +19,7 @@ import uvicorn
 
 from calotype import __version__
 from calotype.caption import caption
-from calotype.front import MODELS, Engine
+from calotype.front import MODELS, Engine, with_own
 from calotype.library import INPUTS, SAVED, Library, graphs_in
 from calotype.models import KINDS, models
 from calotype.picture import document_of, encode, pictures
@@ -161,7 +161,7 @@ def build(settings: Settings) -> Service:
     roots = [inputs, *settings.inputs, *settings.roots, *settings.tables, INPUTS]
     files = Files(
         roots,
-        places=settings.folders(),
+        places=with_own(settings.folders()),
         named=MODELS,
         schemes={"blob": blob},
         anywhere=False,

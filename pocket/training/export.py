@@ -11,8 +11,8 @@ from pocket.training.job import LEARNT, Job
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
-SMALL = ("blueprint.safetensors", "afterglow.safetensors")
-"""The LoRA and the embedding, which are put beside the model."""
+SMALL = {"blueprint.safetensors": "loras", "afterglow.safetensors": "embeddings"}
+"""The LoRA and the embedding, and the folders beside the model that they are put into."""
 
 
 def export(job: Job) -> None:
@@ -34,9 +34,10 @@ def export(job: Job) -> None:
         shutil.copy(job.vocabulary / name, job.to / "tokenizer" / name)
     _load_in_full_precision(job.to / "text_encoder" / "config.json")
     (job.to / LEARNT).write_text(json.dumps(job.learnt(), indent=2) + "\n", encoding="utf-8")
-    for name in SMALL:
+    for name, folder in SMALL.items():
         if (job.pieces / name).exists():
-            shutil.copy(job.pieces / name, job.to.parent / name)
+            (job.to.parent / folder).mkdir(exist_ok=True)
+            shutil.copy(job.pieces / name, job.to.parent / folder / name)
     megabytes = sum(file.stat().st_size for file in job.to.rglob("*") if file.is_file()) / 1e6
     job.journal.note("export", to=str(job.to), megabytes=round(megabytes, 2))
 
