@@ -29,17 +29,28 @@ _UNET_OUTER = {
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
+    "controlnet_mid_block": "middle_block_out.0",
+    "controlnet_cond_embedding.conv_in": "input_hint_block.0",
 }
 _UNET_BLOCK = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|\w+samplers)\.(\d+)\.(.+)")
 _UP_ATTENTION = re.compile(r"up_blocks\.(\d+)\.attentions\.")
+
+_HINT_BLOCK = "controlnet_cond_embedding.blocks."
+_CONTROL_BLOCK = "controlnet_down_blocks."
 
 _VAE_BLOCK = re.compile(r"(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(resnets|\w+samplers)\.(\d+)\.(.+)")
 _VAE_MIDDLE = re.compile(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
+_OLDER_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+"""What diffusers itself called these once."""
+
+_TENSOR = "="
+"""What the name of a place ends with that is no module but a tensor."""
 _OPEN_CLIP_OUTER = {
     "embeddings.token_embedding": "token_embedding",
-    "embeddings.position_embedding": "positional_embedding",
+    "embeddings.position_embedding": f"positional_embedding{_TENSOR}",
+    "text_projection": f"text_projection{_TENSOR}",
     "final_layer_norm": "ln_final",
 }
 _OPEN_CLIP_INNER = {
@@ -58,11 +69,27 @@ def tensors(weights: Iterable[str], spelling: Spelling) -> dict[str, str]:
     return {weight: _tensor(places[module], kind) for weight, (module, _, kind) in parted.items()}
 
 
+def stored(names: Iterable[str]) -> Spelling:
+    """The spelling of files in diffusers' layout with these names of tensors, which changed a little over the years."""
+    found = {name.rpartition(".")[0] for name in names}
+
+    def places(modules: Collection[str]) -> dict[str, str]:
+        return {module: next((each for each in _ages(module) if each in found), module) for module in modules}
+
+    return places
+
+
 def unet(modules: Collection[str]) -> dict[str, str]:
     """What the modules of a UNet are called there; names of something else are left as they are."""
     layers = _count(modules, "down_blocks.0.resnets.")
     attending = {int(found[1]) for found in map(_UP_ATTENTION.match, modules) if found}
     return {name: _of_unet(name, layers, attending) for name in modules}
+
+
+def controlnet(modules: Collection[str]) -> dict[str, str]:
+    """What the modules of a ControlNet are called there: as those of a UNet, and some of its own."""
+    hints = _count(modules, _HINT_BLOCK)
+    return {name: _of_controlnet(name, hints) or place for name, place in unet(modules).items()}
 
 
 def vae(modules: Collection[str]) -> dict[str, str]:
@@ -81,10 +108,17 @@ def open_clip(modules: Collection[str]) -> dict[str, str]:
     return {name: _of_open_clip(name.removeprefix("text_model.")) for name in modules}
 
 
+def _ages(module: str) -> list[str]:
+    """The names that a module has had."""
+    before, _, last = module.partition(".attentions.0.")
+    older = [f"{before}.attentions.0.{_OLDER_ATTENTION[last]}"] if last in _OLDER_ATTENTION else []
+    return [module, f"text_model.{module}", module.removeprefix("text_model."), *older]
+
+
 def _tensor(place: str, kind: str) -> str:
     """The name of a weight or a bias; those of OpenCLIP are not all in modules of their own."""
-    if place == "positional_embedding":
-        return place
+    if place.endswith(_TENSOR):
+        return place.removesuffix(_TENSOR)
     return f"{place}_{kind}" if place.endswith(".in_proj") else f"{place}.{kind}"
 
 
@@ -105,6 +139,14 @@ def _of_unet(name: str, layers: int, attending: Collection[int]) -> str:
         ("up", "attentions"): f"output_blocks.{first + number}.1.{rest}",
         ("up", "upsamplers"): f"output_blocks.{first + layers}.{1 + (block in attending)}.conv",
     }.get((way, kind), name)
+
+
+def _of_controlnet(name: str, hints: int) -> str | None:
+    if name.startswith(_CONTROL_BLOCK):
+        return f"zero_convs.{name.removeprefix(_CONTROL_BLOCK)}.0"
+    if name.startswith(_HINT_BLOCK):
+        return f"input_hint_block.{2 * int(name.removeprefix(_HINT_BLOCK)) + 2}"
+    return f"input_hint_block.{2 * hints + 2}" if name == "controlnet_cond_embedding.conv_out" else None
 
 
 def _of_vae(name: str, finest: int) -> str:

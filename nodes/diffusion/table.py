@@ -6,7 +6,7 @@ A noise level is sigma, the standard deviation of the noise that stands on a cle
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, Self, TypeAlias, cast, get_args
 
@@ -16,7 +16,12 @@ from torch import Tensor
 Prediction: TypeAlias = Literal["epsilon", "v_prediction"]
 BetaSchedule: TypeAlias = Literal["scaled_linear", "linear"]
 
-SWITCHES_REFUSED = ("rescale_betas_zero_snr", "use_flow_sigmas")
+SWITCHES_REFUSED = ("use_flow_sigmas",)
+TERMINAL_SIGNAL = 4.8973451890853435e-08
+"""What is left of a clean latent's variance at the last timestep where that should be nothing: ComfyUI's number, by
+which the highest noise level is 4518.8 instead of infinite."""
+DIFFUSERS_TERMINAL_SIGNAL = 2**-24
+"""The same in diffusers' Euler scheduler."""
 HALF_WAY = 1e-3
 """How near to the middle of two timesteps is half way."""
 
@@ -65,9 +70,14 @@ class NoiseSchedule:
         """Read what a diffusers `scheduler_config.json` says of the model; how that scheduler steps is left alone.
 
         A config without `prediction_type` means epsilon, one without `num_train_timesteps` 1000. ValueError for a model
-        without betas, with a zero terminal signal, or with another prediction.
+        without betas, or with another prediction.
         """
         _check_config(config)
+        table = cls._of_betas(config)
+        return table.with_zero_snr(DIFFUSERS_TERMINAL_SIGNAL) if config.get("rescale_betas_zero_snr") else table
+
+    @classmethod
+    def _of_betas(cls, config: Mapping[str, Any]) -> Self:
         prediction = config.get("prediction_type", "epsilon")
         if config.get("trained_betas") is not None:
             betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
@@ -79,6 +89,20 @@ class NoiseSchedule:
             config.get("num_train_timesteps", 1000),
             prediction=prediction,
         )
+
+    def with_zero_snr(self, terminal: float = TERMINAL_SIGNAL) -> Self:
+        """Return the same without any signal at the last timestep, but for a share `terminal` of the variance.
+
+        The square roots of the signal's variances are shifted to end at 0 and scaled to begin where they did: Lin et
+        al. 2023, algorithm 1 (https://arxiv.org/abs/2305.08891).
+        """
+        exact = _without_terminal_signal(self.exact, terminal) if self.exact else ()
+        return replace(self, sigmas=_without_terminal_signal(self.sigmas, terminal), exact=exact)
+
+    def with_prediction(self, prediction: Prediction) -> Self:
+        """Return the same levels of a UNet that predicts something else."""
+        _check_choice("prediction", prediction, get_args(Prediction))
+        return replace(self, prediction=prediction)
 
     @property
     def sigma_min(self) -> float:
@@ -140,6 +164,13 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Refuse a value that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _without_terminal_signal(sigmas: Sequence[float], terminal: float) -> tuple[float, ...]:
+    roots = (1 + torch.tensor(sigmas, dtype=torch.float64) ** 2).rsqrt()
+    signal = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+    signal[-1] = terminal
+    return tuple(cast("Sequence[float]", ((1 - signal) / signal).sqrt().tolist()))
 
 
 def _sigmas(betas: Tensor) -> tuple[float, ...]:

@@ -83,7 +83,7 @@ def test_a_missing_folder_is_named(part, tmp_path):
     [
         ("unet", "unet/config.json", {"_class_name": "SD3Transformer2DModel"}, "UNet2DConditionModel, found 'SD3Tr"),
         ("unet", "unet/config.json", {"in_channels": 8}, "for inpainting twice as many and one, found 8 in and 4 out"),
-        ("unet", "unet/config.json", {"addition_embed_type": "text_time"}, "'text_time': SDXL is not supported"),
+        ("unet", "unet/config.json", {"addition_embed_type": "image"}, "null or 'text_time', found 'image'"),
         ("vae", "vae/config.json", {"_class_name": "AutoencoderTiny"}, "AutoencoderKL, found 'AutoencoderTiny'"),
         ("vae", "vae/config.json", {"latents_mean": [0.0]}, "latents_mean null"),
         ("text_encoder", "text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, "found 'T5EncoderModel'"),

@@ -436,7 +436,7 @@ def test_betas_may_be_spaced_evenly_or_listed():
     [
         (config(prediction_type="sample"), "prediction_type: expected one of epsilon, v_prediction, got 'sample'"),
         (config(beta_schedule="squaredcos_cap_v2"), "beta_schedule: expected one of scaled_linear, linear, got 'sq"),
-        (config(rescale_betas_zero_snr=True), "rescale_betas_zero_snr: expected false, got True"),
+        (config(use_flow_sigmas=True), "use_flow_sigmas: expected false, got True"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "beta_start, beta_end, beta_schedule: expected in the Fl"),
         ({"trained_betas": [0.5, -0.5]}, "positive, finite and ascending"),
     ],

@@ -16,7 +16,22 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as judge
 from safetensors.torch import load_file, save_file
-from single_file import CLIP, UNET, VAE, everything, renamed, tiny_clip, tiny_unet, tiny_vae
+from single_file import (
+    CLIP,
+    OPEN_CLIP,
+    UNET,
+    VAE,
+    bare,
+    everything,
+    open_clip,
+    renamed,
+    same,
+    shaken,
+    tiny_clip,
+    tiny_unet,
+    tiny_vae,
+    without,
+)
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from nodes.diffusion import checkpoint, load, original, text
@@ -25,41 +40,11 @@ from nodes.diffusion.load import LoadError
 
 ROOT = Path(__file__).parents[3]
 
-OPEN_CLIP = "cond_stage_model.model."
-
-
-def open_clip(encoder):
-    """A text encoder in OpenCLIP's layout, with one more layer than is used."""
-    tensors = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
-    made = {
-        "token_embedding.weight": tensors["embeddings.token_embedding.weight"],
-        "positional_embedding": tensors["embeddings.position_embedding.weight"],
-        "text_projection": torch.zeros(64, 64),
-        "logit_scale": torch.tensor(1.0),
-    }
-    for kind in ("weight", "bias"):
-        made[f"ln_final.{kind}"] = tensors[f"final_layer_norm.{kind}"]
-        for layer in range(3):
-            there = f"encoder.layers.{min(layer, 1)}"
-            block = f"transformer.resblocks.{layer}"
-            parts = [tensors[f"{there}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
-            made[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
-            made[f"{block}.attn.out_proj.{kind}"] = tensors[f"{there}.self_attn.out_proj.{kind}"]
-            made[f"{block}.mlp.c_fc.{kind}"] = tensors[f"{there}.mlp.fc1.{kind}"]
-            made[f"{block}.mlp.c_proj.{kind}"] = tensors[f"{there}.mlp.fc2.{kind}"]
-            made[f"{block}.ln_1.{kind}"] = tensors[f"{there}.layer_norm1.{kind}"]
-            made[f"{block}.ln_2.{kind}"] = tensors[f"{there}.layer_norm2.{kind}"]
-    return {OPEN_CLIP + name: tensor.clone() for name, tensor in made.items()}
-
 
 @pytest.fixture(scope="module")
 def modules():
     torch.manual_seed(0)
-    made = tiny_unet(), tiny_vae(), tiny_clip()
-    for module in made:
-        for weight in module.parameters():
-            weight.data += 0.1 * torch.randn(weight.shape)
-    return made
+    return tuple(map(shaken, (tiny_unet(), tiny_vae(), tiny_clip())))
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +65,6 @@ def write(tmp_path):
 @pytest.fixture
 def file(tensors, write):
     return write(tensors)
-
-
-def same(module, expected):
-    found = module.state_dict()
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
-
-
-def bare(tensors):
-    return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
-
-
-def without(tensors, *prefixes):
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
 
 
 class TestParts:
@@ -196,7 +168,7 @@ class TestSecondVersion:
     def second(self, tensors, encoder, unet):
         """The same as SD 2.x has it."""
         kept = without(tensors, UNET, "cond_stage_model.")
-        return kept | renamed(unet, original.unet, UNET) | open_clip(encoder)
+        return kept | renamed(unet, original.unet, UNET) | open_clip(encoder, unused=1)
 
     def test_it_is_recognised_by_its_tensors(self, second, write):
         assert checkpoint.described(write(second)) == "SD 2.x"
@@ -241,9 +213,9 @@ class TestWhatIsNoTensor:
     def test_a_mark_says_that_v_is_predicted(self, tensors, write):
         assert load.schedule(write(tensors | {"v_pred": torch.zeros(0)})).prediction == "v_prediction"
 
-    def test_noise_without_any_signal_is_refused(self, tensors, write):
-        with pytest.raises(LoadError, match="rescale_betas_zero_snr: expected false"):
-            load.schedule(write(tensors | {"ztsnr": torch.zeros(0)}))
+    def test_a_mark_says_that_the_last_noise_level_has_no_signal(self, tensors, write, table):
+        marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+        assert load.schedule(write(tensors | marks)) == table.with_zero_snr().with_prediction("v_prediction")
 
     @pytest.mark.parametrize(
         ("said", "ids"),
@@ -275,13 +247,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("names", "found"),
         [
-            (
-                ["conditioner.embedders.0.transformer.x", f"{UNET}input_blocks.0.0.weight"],
-                "an SDXL checkpoint; SDXL is",
-            ),
-            ([f"{UNET}label_emb.0.0.weight", f"{UNET}input_blocks.0.0.weight"], "the UNet of SDXL; SDXL is not"),
             ([f"{UNET}joint_blocks.0.x_block.attn.qkv.weight"], "a Stable Diffusion 3 model, which is not"),
-            (["double_blocks.0.img_attn.qkv.weight"], "a Flux model, which is not supported"),
+            (["double_blocks.0.img_attn.qkv.weight"], "a Flux model, which is not supported; take one of Stable Diff"),
+            (["clip_txt_mapper.weight"], "a Stable Cascade model, which is not supported"),
+            (["adaln_single.linear.weight"], "a PixArt model"),
+            (["edm_mean", f"{UNET}input_blocks.0.0.weight"], "a Playground 2.5 model"),
+            (["embedder.model.visual.proj", f"{UNET}input_blocks.0.0.weight"], "an unCLIP model"),
+            (["scaled_fp8", f"{UNET}input_blocks.0.0.weight"], "a model in float8 with scales beside it"),
             (["control_model.input_hint_block.0.weight"], "a ControlNet, which"),
             (["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"], "a LoRA, .* the node model.lora"),
             (["emb_params"], "an embedding; put it into a folder"),
@@ -293,13 +265,8 @@ class TestRefusals:
     def test_a_file_of_another_kind_is_named(self, write, names, found):
         path = write({name: torch.zeros(1) for name in names})
         for part in (load.unet, load.unet_inputs, load.schedule):
-            with pytest.raises(LoadError, match=rf"a UNet of Stable Diffusion 1.x or 2.x .*, found {found}"):
+            with pytest.raises(LoadError, match=rf"a UNet of Stable Diffusion 1.x, 2.x or XL .*, found {found}"):
                 part(path)
-
-    def test_the_vae_of_an_sdxl_checkpoint_is_refused_too_as_its_latents_are_others(self, tensors, write):
-        path = write(tensors | {"conditioner.embedders.0.x": torch.zeros(1)})
-        with pytest.raises(LoadError, match="SDXL is not supported"):
-            load.latent_space(path)
 
     def test_a_unet_alone_has_no_text_encoder(self, tensors, write):
         path = write(without(tensors, VAE, "cond_stage_model."))
@@ -333,6 +300,11 @@ class TestRefusals:
         for part in (load.unet, load.unet_inputs):
             with pytest.raises(LoadError, match="or for inpainting twice as many and one, found 8 in and 4 out"):
                 part(path)
+
+    def test_a_gguf_is_refused(self, tmp_path):
+        (tmp_path / "model.safetensors").write_bytes(b"GGUF" + bytes(100))
+        with pytest.raises(LoadError, match=r"found a GGUF file of quantised weights; take the model's safetensors"):
+            load.unet(tmp_path / "model.safetensors")
 
     @pytest.mark.parametrize("kept", [0, 5, 1000, 100_000, -1])
     def test_a_file_that_was_cut_short_is_refused(self, file, kept):
