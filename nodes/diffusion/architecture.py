@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from nodes.diffusion.parts import DIFFUSERS_CONTROLNET, Part
+from nodes.diffusion.parts import DIFFUSERS_CONTROLNET, DIFFUSERS_VAE, Part
 from nodes.diffusion.tensors import LoadError
 
 Family: TypeAlias = Literal["sd1", "sd2", "sdxl", "refiner"]
@@ -42,6 +42,10 @@ DIFFUSERS = Names(
     "mid_block.attentions.0",
     "add_embedding.linear_1",
 )
+
+
+VAE_ORIGINAL = ("encoder.down.", "block.", "encoder.mid.attn_1.")
+VAE_DIFFUSERS = ("encoder.down_blocks.", "resnets.", "encoder.mid_block.attentions.")
 
 
 @dataclass(frozen=True)
@@ -109,16 +113,16 @@ def unet_family(part: Part, *, refiner: bool | None = None) -> Family:
 
 def vae(part: Part, family: Family | None) -> dict[str, Any]:
     """Return the config of the VAE that has these tensors, in a checkpoint of a family or alone."""
-    levels = part.count("encoder.down.")
-    widths = [part.size(f"encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
+    down, layer, middle = VAE_DIFFUSERS if part.kind is DIFFUSERS_VAE else VAE_ORIGINAL
+    levels = part.count(down)
     return {
         **vae_data(family),
         "latent_channels": part.size("decoder.conv_in.weight", 1),
-        "block_out_channels": widths,
-        "layers_per_block": part.count("encoder.down.0.block."),
+        "block_out_channels": [part.size(f"{down}{level}.{layer}0.conv1.weight") for level in range(levels)],
+        "layers_per_block": part.count(f"{down}0.{layer}"),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in part.spans,
+        "mid_block_add_attention": any(name.startswith(middle) for name in part.spans),
     }
 
 

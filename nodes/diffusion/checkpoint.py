@@ -21,6 +21,7 @@ from nodes.diffusion.parts import (
     CLIP,
     CONTROLNET,
     DIFFUSERS_CONTROLNET,
+    DIFFUSERS_VAE,
     OPEN_CLIP,
     REFINER_BIG_G,
     REMEDY,
@@ -76,7 +77,8 @@ def unet(path: Path, dtype: torch.dtype, device: torch.device | str) -> UNet2DCo
 def vae(path: Path, dtype: torch.dtype, device: torch.device | str, **changed: Any) -> AutoencoderKL:
     """Load the VAE of a checkpoint, or one that is alone in its file, with `changed` in its config."""
     part, config = _vae(Contents.of(path))
-    return filled(lambda: _made("diffusers", "AutoencoderKL", config | changed), part, original.vae, dtype, device)
+    names = original.vae if part.kind is VAE else original.stored(part.spans)
+    return filled(lambda: _made("diffusers", "AutoencoderKL", config | changed), part, names, dtype, device)
 
 
 def text_encoders(
@@ -137,7 +139,7 @@ def latent_space(path: Path, beside: Mapping[str, Any] | None = None) -> dict[st
     scaling and shift of the space that it stands `beside`, without one those of Stable Diffusion 1.x.
     """
     contents = Contents.of(path)
-    if contents.has(UNET) and not contents.has(VAE):
+    if not contents.has(VAE, DIFFUSERS_VAE):
         return space(architecture.vae_data(_family(contents, contents.part(UNET))))
     found = space(_vae(contents)[1])
     if contents.has(UNET) or beside is None:
@@ -158,7 +160,7 @@ def space(config: Mapping[str, Any]) -> dict[str, Any]:
 def described(path: Path) -> str:
     """Say in a few words what a file is. Raises LoadError where it is none of a checkpoint, a VAE and a ControlNet."""
     contents = Contents.of(path)
-    if not contents.has(UNET) and contents.has(VAE):
+    if not contents.has(UNET) and contents.has(VAE, DIFFUSERS_VAE):
         return "VAE"
     if not contents.has(UNET) and contents.has(CONTROLNET, DIFFUSERS_CONTROLNET):
         part = contents.part(CONTROLNET, DIFFUSERS_CONTROLNET)
@@ -193,7 +195,7 @@ def _unet(contents: Contents) -> Part:
 
 
 def _vae(contents: Contents) -> tuple[Part, dict[str, Any]]:
-    part = contents.part(VAE)
+    part = contents.part(VAE, DIFFUSERS_VAE)
     found = _family(contents, contents.part(UNET)) if contents.has(UNET) else None
     return part, architecture.vae(part, found)
 

@@ -38,6 +38,7 @@ VAE = Kind(
     "encoder.down.0.block.0.conv1.weight",
     ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."),
 )
+DIFFUSERS_VAE = Kind("VAE", ("",), "encoder.down_blocks.0.resnets.0.conv1.weight", ("",))
 CLIP = Kind(
     "text encoder",
     ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."),
@@ -54,7 +55,7 @@ REFINER_BIG_G = OPEN_CLIP._replace(prefixes=("conditioner.embedders.0.model.",))
 CONTROLNET = Kind("ControlNet", ("control_model.", ""), "input_hint_block.0.weight", ("",))
 DIFFUSERS_CONTROLNET = Kind("ControlNet", ("",), "controlnet_cond_embedding.conv_in.weight", ("",))
 
-_HELD = (UNET, VAE, CLIP, OPEN_CLIP, XL_CLIP, XL_BIG_G, REFINER_BIG_G)
+_HELD = (UNET, VAE, DIFFUSERS_VAE, CLIP, OPEN_CLIP, XL_CLIP, XL_BIG_G, REFINER_BIG_G)
 _CONTROLLING = (CONTROLNET, DIFFUSERS_CONTROLNET)
 
 _UNSUPPORTED = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nodes.diffusion import checkpoint
+from nodes.diffusion.parts import REMEDY
 from nodes.diffusion.tensors import LoadError, shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -48,7 +49,7 @@ def recognise(path: Path) -> Recognised:
     """Say what a file, or a folder in diffusers' layout, is. Raises LoadError for a damaged one, or a pickle."""
     if path.is_dir():
         return _folder(path)
-    found = shapes(path, checkpoint.REMEDY)
+    found = shapes(path, REMEDY)
     for judge in (_controlnet, _lora, _embedding):
         if recognised := judge(found):
             return recognised

@@ -139,6 +139,22 @@ class TestVae:
         assert load.latent_space(path) == {"channels": 4, "downscale": 2, "scaling": 0.18215, "shift": 0.0}
         assert checkpoint.described(path) == "VAE"
 
+    def test_one_in_diffusers_layout_may_be_alone_in_a_file_too(self, modules, write):
+        path = write(modules[1].state_dict())
+        assert same(load.vae(path), modules[1].state_dict())
+        assert load.latent_space(path)["downscale"] == 2
+        assert load.described(path) == "VAE"
+
+    def test_an_older_spelling_of_its_attention_is_read(self, modules, write):
+        older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+        def spelled(name):
+            return next((name.replace(now, then) for now, then in older.items() if f".{now}." in name), name)
+
+        tensors = {spelled(name): tensor for name, tensor in modules[1].state_dict().items()}
+        assert any(".proj_attn." in name for name in tensors)
+        assert same(load.vae(write(tensors)), modules[1].state_dict())
+
     def test_a_checkpoint_without_one_says_so_when_it_is_asked_for(self, tensors, write):
         path = write(without(tensors, VAE))
         assert load.latent_space(path) == {"channels": 4, "downscale": 8, "scaling": 0.18215, "shift": 0.0}
