@@ -228,7 +228,7 @@ class ModelView(BaseModel):
 
     kind: ModelKind
     name: str = Field(examples=["style/ink"])
-    what: str = Field(description="What it is by its tensors.", examples=["LoRA for SD 1.x"])
+    what: str = Field(description="What it is by its tensors.", examples=["LoRA for SD 1.x, rank 16, UNet"])
     bytes: int
     digest: str | None = Field(description="sha256 of the content, in hex.")
     problems: list[str] = Field(description="What is wrong with it.")

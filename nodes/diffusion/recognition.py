@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from nodes.diffusion import checkpoint
+from nodes.diffusion import checkpoint, embedding, lora
 from nodes.diffusion.parts import REMEDY
 from nodes.diffusion.tensors import LoadError, shapes
 
@@ -20,9 +20,7 @@ _BASES: Mapping[int, str] = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 """Base models by the width of the text that their cross-attention takes."""
 _CHECKPOINT = re.compile(r"(model\.)?diffusion_model\.|input_blocks\.0\.0\.weight$|cond_stage_model\.|conditioner\.")
 _CONTROLNET = re.compile(r"(^|\.)(input_hint_block\.0\.|controlnet_cond_embedding\.conv_in\.)")
-_LORA = re.compile(r"(\.|_)lora(_|\.)(down|up|A|B|linear_layer)|\.(hada_w1|lokr_w1|oft_blocks|diff)(_|\.|$)")
-_LORA_TEXT = re.compile(r"attn2[._](processor[._])?to_k(_lora)?\.((lora[._])?(down|A|linear_layer\.down)\b|hada_w1_b$)")
-"""Sides of LoRAs that take in what the text encoder gives."""
+_LORA = re.compile(r"(\.|_)lora(_|\.)(down|up|A|B|linear_layer)|\.(hada_w1|lokr_w1|oft_blocks|diff|w_norm)(_|\.|$)")
 _VAE = re.compile(r"(^|\.)(encoder\.down\.0\.block\.0\.conv1|encoder\.down_blocks\.0\.resnets\.0\.conv1)\.weight$")
 _UPSCALERS = {
     r"^model\.1\.sub\.0\.(RDB1|0)\.|^body\.0\.rdb1\.|^RRDB_trunk\.0\.RDB1\.": "ESRGAN",
@@ -31,7 +29,6 @@ _UPSCALERS = {
     r"^layers\.0\.blocks\.0\.(attn\.attns|adaptive_)": "DAT",
     r"^body\.\d+\.weight$": "compact ESRGAN",
 }
-_METHODS = {"hada_w1": "LoHa", "lokr_w1": "LoKr", "oft_blocks": "OFT"}
 _PARTS = {
     r"^(text_model|transformer\.text_model)\.encoder\.": "text encoder",
     r"^down_blocks\.0\.": "UNet in diffusers' layout, without its config.json",
@@ -46,13 +43,19 @@ class Recognised(NamedTuple):
 
 
 def recognise(path: Path) -> Recognised:
-    """Say what a file, or a folder in diffusers' layout, is. Raises LoadError for a damaged one, or a pickle."""
+    """Say what a file, or a folder in diffusers' layout, is.
+
+    Raises LoadError for a damaged one, a pickle, and for a LoRA or an embedding that could not be used.
+    """
     if path.is_dir():
         return _folder(path)
     found = shapes(path, REMEDY)
-    for judge in (_controlnet, _lora, _embedding):
-        if recognised := judge(found):
-            return recognised
+    if controlnet := _controlnet(found):
+        return controlnet
+    if any(map(_LORA.search, found)):
+        return Recognised(lora.described(path), "loras")
+    if _stands_for_a_word(found):
+        return Recognised(embedding.described(path), "embeddings")
     if any(map(_CHECKPOINT.match, found)):
         return Recognised(checkpoint.described(path), "checkpoints")
     return next(filter(None, (judge(found) for judge in (_vae, _upscaler, _part))), _nothing(found))
@@ -65,30 +68,10 @@ def _controlnet(found: Shapes) -> Recognised | None:
     return Recognised(f"ControlNet{f' for {base}' if base else ''}", "controlnet")
 
 
-def _lora(found: Shapes) -> Recognised | None:
-    told = [match for match in map(_LORA.search, found) if match]
-    if not told:
-        return None
-    method = next((_METHODS[name] for match in told if (name := match[4]) in _METHODS), "LoRA")
-    base = _base(found, _LORA_TEXT)
-    return Recognised(f"{method}{f' for {base}' if base else _text_base(found)}", "loras")
-
-
-def _text_base(found: Shapes) -> str:
-    """The base model of a LoRA that changes text encoders alone."""
-    if any(name.startswith(("lora_te2_", "lora_te1_", "text_encoder_2.")) for name in found):
-        return " for SDXL"
-    base = _base(found, re.compile(r"(q_proj)(_lora)?\.(lora[._])?(down|A)\b"))
-    return f" for {base}" if base else ""
-
-
-def _embedding(found: Shapes) -> Recognised | None:
-    if {"clip_l", "clip_g"} <= found.keys():
-        return Recognised(f"embedding {found['clip_l'][-1]}+{found['clip_g'][-1]}", "embeddings")
-    if "emb_params" not in found and (len(found) != 1 or len(next(iter(found.values()))) not in (1, 2)):
-        return None
-    shape = found.get("emb_params", next(iter(found.values())))
-    return Recognised(f"embedding {shape[-1]}", "embeddings") if shape else None
+def _stands_for_a_word(found: Shapes) -> bool:
+    """Whether the tensors are those of an embedding, which may be one of any name."""
+    alone = len(found) == 1 and len(next(iter(found.values()))) in (1, 2)
+    return alone or any(found.keys() >= set(names) for names in embedding.LAYOUTS)
 
 
 def _vae(found: Shapes) -> Recognised | None:

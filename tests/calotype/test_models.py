@@ -20,7 +20,9 @@ from nodes.files import CheckpointFile, EmbeddingFile, LoraFile, Styles
 from server.places import Places
 from server.source import SettingsError
 
-LORA = {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 768)}
+READER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+LORA = {f"{READER}.lora_down.weight": (4, 768), f"{READER}.lora_up.weight": (320, 4)}
+TOLD = "LoRA for SD 1.x, rank 4, UNet"
 EMBEDDING = {"emb_params": (2, 768)}
 
 
@@ -172,12 +174,12 @@ class TestListing:
         rows = [line.split("\t") for line in out.splitlines()]
         pickle = "a pickle, which is not loaded; docs/models.md says how it is converted"
         assert [(row[0], row[1], row[3], row[5].partition(" (")[0]) for row in rows[1:]] == [
-            ("wrong", "LoRA for SD 1.x", "-", "it lies among checkpoints, and belongs into a folder for loras"),
+            ("wrong", TOLD, "-", "it lies among checkpoints, and belongs into a folder for loras"),
             ("a", "lora", "-", pickle),
-            ("b", "LoRA for SD 1.x", "-", ""),
-            ("b", "LoRA for SD 1.x", "-", "hidden by loras/b.safetensors"),
+            ("b", TOLD, "-", ""),
+            ("b", TOLD, "-", "hidden by loras/b.safetensors"),
             ("cut", "lora", "-", "expected a safetensors file, found a damaged one"),
-            ("easy", "embedding 768", "-", ""),
+            ("easy", "embedding for SD 1.x, 2 vectors", "-", ""),
             ("net", "upscaler", "-", pickle),
         ]
         assert rows[4][4] == str(here / "../mine/b.safetensors")
@@ -190,7 +192,7 @@ class TestListing:
             {
                 "kind": "loras",
                 "name": "style/fox",
-                "what": "LoRA for SD 1.x",
+                "what": TOLD,
                 "bytes": path.stat().st_size,
                 "digest": None,
                 "path": "loras/style/fox.safetensors",
@@ -256,7 +258,7 @@ class TestService:
             assert [one["name"] for one in painting.models(None)] == ["pocket", "cut", "fox", "odd"]
             (odd,) = painting.models("vae")
         bytes_ = path.stat().st_size
-        told = {"kind": "loras", "name": "fox", "what": "LoRA for SD 1.x", "bytes": bytes_, "digest": None}
+        told = {"kind": "loras", "name": "fox", "what": TOLD, "bytes": bytes_, "digest": None}
         assert fox == {**told, "problems": []}
         assert str(tmp_path) not in json.dumps([cut, odd])
         assert cut["problems"][0].startswith("expected a safetensors file, found a damaged one")

@@ -19,6 +19,7 @@ from server.places import Places
 
 TEXT = (DOCS / "models.md").read_text(encoding="utf-8")
 BLOCKS = blocks(TEXT)
+READER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 
 
 def shown(info):
@@ -57,9 +58,9 @@ def test_the_list_shown_is_what_is_printed(folder, monkeypatch, capsys):
     torch.manual_seed(0)
     files = {
         "checkpoints/anime/blue": single_file.renamed(single_file.tiny_unet(), original.unet, single_file.UNET),
-        "loras/ink": {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (8, 2048)},
+        "loras/ink": {f"{READER}.lora_down.weight": (8, 2048), f"{READER}.lora_up.weight": (1280, 8)},
         "embeddings/easy": {"emb_params": (4, 768)},
-        "more/ink": {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 768)},
+        "more/ink": {f"{READER}.lora_down.weight": (4, 768), f"{READER}.lora_up.weight": (1280, 4)},
     }
     for name, tensors in files.items():
         path = folder / f"{name}.safetensors"

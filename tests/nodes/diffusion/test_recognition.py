@@ -11,9 +11,13 @@ from nodes.diffusion import original
 from nodes.diffusion.recognition import recognise
 from nodes.diffusion.tensors import LoadError
 
-SELF_ATTENTION = "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight"
 ATTENTION = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 DOTTED = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+
+
+def pair(key, *into):
+    """Both sides of a LoRA of rank 4."""
+    return {key.format("down"): (4, *into), key.format("up"): (8, 4, *[1] * (len(into) - 1))}
 
 
 @pytest.fixture
@@ -30,25 +34,18 @@ def told(tmp_path):
 @pytest.mark.parametrize(
     ("shapes", "words", "folder"),
     [
-        ({f"lora_unet_{ATTENTION}.lora_down.weight": (4, 768)}, "LoRA for SD 1.x", "loras"),
-        ({f"lora_unet_{ATTENTION}.lora_down.weight": (4, 1024)}, "LoRA for SD 2.x", "loras"),
-        ({f"lora_unet_{ATTENTION}.lora_down.weight": (4, 2048)}, "LoRA for SDXL", "loras"),
-        ({f"unet.{DOTTED}.to_k.lora.down.weight": (4, 768)}, "LoRA for SD 1.x", "loras"),
-        ({f"unet.{DOTTED}.processor.to_k_lora.down.weight": (4, 768)}, "LoRA for SD 1.x", "loras"),
-        ({f"base_model.model.unet.{DOTTED}.to_k.lora_A.weight": (4, 2048)}, "LoRA for SDXL", "loras"),
-        ({f"unet.{DOTTED}.to_k.lora_linear_layer.down.weight": (4, 768)}, "LoRA for SD 1.x", "loras"),
-        ({f"lora_unet_{ATTENTION}.hada_w1_b": (4, 768)}, "LoHa for SD 1.x", "loras"),
-        ({f"lora_unet_{ATTENTION}.lokr_w1": (4, 4)}, "LoKr", "loras"),
+        (pair(f"lora_unet_{ATTENTION}.lora_{{}}.weight", 768), "LoRA for SD 1.x, rank 4, UNet", "loras"),
+        (pair(f"unet.{DOTTED}.processor.to_k_lora.{{}}.weight", 1024), "LoRA for SD 2.x, rank 4, UNet", "loras"),
+        (pair("lora_unet_conv_in.lora_{}.weight", 4, 3, 3), "LoRA, rank 4, UNet", "loras"),
         (
-            {"lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": (4, 768)},
-            "LoRA for SD 1.x",
+            {f"lora_unet_{ATTENTION}.lokr_w1": (4, 4), f"lora_unet_{ATTENTION}.lokr_w2": (8, 8)},
+            "LoKr for SD 1.x or 2.x, UNet",
             "loras",
         ),
-        ({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (4, 1280)}, "LoRA for SDXL", "loras"),
-        ({"lora_unet_conv_in.lora_down.weight": (4, 4, 3, 3)}, "LoRA", "loras"),
-        ({"emb_params": (8, 768)}, "embedding 768", "embeddings"),
-        ({"<style>": (1024,)}, "embedding 1024", "embeddings"),
-        ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "embedding 768+1280", "embeddings"),
+        ({"lora_unet_conv_norm_out.w_norm": (8,)}, "full differences, UNet", "loras"),
+        ({"emb_params": (8, 768), "step": ()}, "embedding for SD 1.x, 8 vectors", "embeddings"),
+        ({"<style>": (1024,)}, "embedding for SD 2.x, 1 vector", "embeddings"),
+        ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "embedding for SDXL, 2 vectors", "embeddings"),
         (
             {
                 "control_model.input_hint_block.0.weight": (16, 3, 3, 3),
@@ -93,6 +90,20 @@ def test_each_kind_is_told_by_its_tensors(told, shapes, words, folder):
     assert found.words.startswith(words)
     assert found.folder == folder
     assert (" for " in found.words) == (" for " in words)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "problem"),
+    [
+        ({f"lora_unet_{ATTENTION}.lora_down.weight": (4, 768)}, "expected all that makes a change .* found down alone"),
+        ({f"lora_unet_{ATTENTION}.oft_blocks": (4, 4, 4), "x": (1,)}, "found 2 keys of OFT"),
+        (pair("transformer.single_transformer_blocks.0.attn.to_q.lora_{}.weight", 8), "a diffusion transformer"),
+        ({"emb_params": (0, 768)}, "expected vectors of shape"),
+    ],
+)
+def test_one_that_could_not_be_used_is_refused_with_the_reason(told, shapes, problem):
+    with pytest.raises(LoadError, match=problem):
+        told(shapes)
 
 
 def test_a_checkpoint_is_told_as_its_loader_would(tmp_path):
