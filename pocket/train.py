@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from pocket import FOLDER
-from pocket.training.encoding import vae
+from pocket.training import network
+from pocket.training.encoding import decoder, latents, vae
 from pocket.training.export import export
 from pocket.training.extras import embedding, lora
 from pocket.training.job import Job, Span
@@ -19,7 +20,7 @@ from pocket.training.painting import unet
 from pocket.training.preparing import data, tokenizer
 
 STAGES: Mapping[str, Callable[[Job], None]] = {
-    stage.__name__: stage for stage in (data, tokenizer, vae, unet, lora, embedding, export)
+    stage.__name__: stage for stage in (data, tokenizer, vae, decoder, latents, unet, lora, embedding, export)
 }
 
 
@@ -42,6 +43,9 @@ def main() -> None:
         batch=given.batch,
         concepts=given.concepts,
         seed=given.seed,
+        lean=given.lean,
+        crew=given.crew,
+        shape=network.LEAN if given.lean else network.POCKET,
     )
     for name, _ in given.stages:
         STAGES[name](job)
@@ -55,6 +59,12 @@ def stage(text: str) -> tuple[str, Span]:
     return name, Span(*(float(part) for part in span.split("/") if part))
 
 
+def crew(text: str) -> tuple[int, int]:
+    """Which of how many processes, as in `1/2`."""
+    me, _, of = text.partition("/")
+    return int(me), int(of)
+
+
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pocket.train", description=__doc__)
@@ -65,6 +75,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--to", type=Path, default=FOLDER, help="where export writes the model")
     parser.add_argument("--batch", type=int, default=0, help="pictures of 128x128 a step")
     parser.add_argument("--concepts", type=int, default=0, help="how many to learn; else a timing decides")
+    parser.add_argument("--lean", action="store_true", help="what a CPU can learn: a smaller model of fewer things")
+    parser.add_argument("--crew", type=crew, default=(0, 1), help="0/2, 1/2: one of two that train a UNet together")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--threads", type=int, default=0)

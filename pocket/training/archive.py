@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
@@ -18,12 +18,12 @@ from pocket.training.concept import Concept, concepts, dumps, loads
 INDEX = "concepts.json"
 
 
-def build(folder: Path, to: Path) -> list[Concept]:
-    """Fetch the packages into `folder`, match pictures with words and write the archive `to`."""
+def build(folder: Path, to: Path, choose: Callable[[Sequence[Concept]], list[Concept]] = list) -> list[Concept]:
+    """Fetch the packages into `folder`, match pictures with words and write the archive `to` of what is chosen."""
     words, pictures = npm.fetch(npm.WORDS, folder), npm.fetch(npm.PICTURES, folder)
     [(_, listed)] = npm.members(words, "en/data.json")
     pictured = {PurePath(name).stem: data for name, data in npm.members(pictures, ".webp")}
-    found = concepts(json.loads(listed), pictured)
+    found = choose(concepts(json.loads(listed), pictured))
     write(to, found, {concept.code: pictured[concept.code] for concept in found})
     return found
 

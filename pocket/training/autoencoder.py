@@ -33,6 +33,21 @@ class Autoencoder(nn.Module):
         return decoded
 
 
+class Decoder(nn.Module):
+    """A folded VAE whose encoder has learnt enough."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae.requires_grad_(requires_grad=False)
+        for part in (vae.decoder, vae.post_quant_conv):
+            part.requires_grad_(requires_grad=True)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode scaled latents (B, 4, h, w)."""
+        decoded: Tensor = self.vae.decode(latents / SCALING).sample
+        return decoded
+
+
 def means(vae: Any, pictures: Tensor) -> Tensor:
     """The means of the latents' distributions, (B, 4, h, w), before scaling."""
     moments: Tensor = vae.quant_conv(vae.encoder(pictures))

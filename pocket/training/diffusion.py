@@ -27,11 +27,12 @@ class Painter(nn.Module):
         self.unet = unet
 
     def forward(self, noisy: Tensor, steps: Tensor, ids: Tensor, unet: Any = None) -> Tensor:
-        """Predict the noise in `noisy` (B, 4, h, w) at `steps` (B,) for captions `ids` (B, 77).
+        """Predict the noise in `noisy` (B, 4, h, w) at `steps` (B,) for captions `ids`, (B, 77) or a fraction of B.
 
         `unet` may be a compiled form of the UNet, to be used in its place.
         """
         context = self.text(ids).last_hidden_state
+        context = context.repeat(len(noisy) // len(ids), 1, 1)
         chosen = self.unet if unet is None else unet
         predicted: Tensor = chosen(noisy, steps, context, return_dict=False)[0]
         return predicted
@@ -47,8 +48,12 @@ class Task:
     weights: Tensor
 
 
-def task(latents: Tensor, generator: Generator) -> Task:
-    """Put noise on clean latents (B, 4, h, w), the steps spread evenly and rising over the batch."""
+def task(latents: Tensor, generator: Generator, *, bias: float = 0.0) -> Task:
+    """Put noise on clean latents (B, 4, h, w), the steps spread evenly and rising over the batch.
+
+    With a `bias` up to 0.5, steps of more noise than picture weigh more, by that power of their ratio (Yu et al. 2023,
+    https://arxiv.org/abs/2310.08442): what a prompt means is decided there.
+    """
     count, device = len(latents), latents.device
     left = kept(device)
     spread = torch.arange(count, device=device) + torch.rand(count, generator=generator, device=device)
@@ -58,7 +63,12 @@ def task(latents: Tensor, generator: Generator) -> Task:
     share = left[steps][:, None, None, None]
     noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
     ratio = left[steps] / (1 - left[steps])
-    return Task(noisy.contiguous(memory_format=torch.channels_last), steps, noise, ratio.clamp(max=FAIR) / ratio)
+    return Task(
+        noisy.contiguous(memory_format=torch.channels_last),
+        steps,
+        noise,
+        ratio.clamp(max=FAIR) / ratio * ratio.clamp(max=1) ** -bias,
+    )
 
 
 def loss(given: Task, predicted: Tensor) -> tuple[Tensor, Tensor]:

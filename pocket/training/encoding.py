@@ -1,23 +1,31 @@
 """The stage that trains the VAE."""
 
 import copy
+import time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pocket.training import autoencoder, checkpoint, network
-from pocket.training.autoencoder import Autoencoder
+from pocket.training import autoencoder, bank, checkpoint, diffusion, network
+from pocket.training.autoencoder import Autoencoder, Decoder
+from pocket.training.bank import Bank
 from pocket.training.gradient import disagreements
 from pocket.training.job import Job
 from pocket.training.learner import Learner
 from pocket.training.loop import Alarm, Found, train
+from pocket.training.scene import canvas_of, samples
 
-RATE = 1.5e-3
-AVERAGE = 0.999
+RATE, DECODER_RATE = 1.5e-3, 8e-4
+AVERAGE, BRIEF = 0.999, 0.997
+"""How slow the average is, and where there are few steps."""
 BATCH = 256
-MEASURED = 128
+MEASURED = 64
 """Held-out pictures that the VAE is measured on."""
+WHOLE = 3
+"""Every so many batches a decoder sees whole pictures."""
+ENCODED, AT_ONCE = 360, 24
+"""Pictures in a file of latents, and how many are encoded together."""
 SAVED = 120
 """Seconds between checkpoints."""
 
@@ -45,6 +53,49 @@ def vae(job: Job) -> None:
     keep(job, learner)
 
 
+def decoder(job: Job) -> None:
+    """Go on with the decoder alone, so that latents stay what they are."""
+    plan = job.plan("decoder", DECODER_RATE, warmup=30)
+    model = Decoder(job.vae().to(memory_format=torch.channels_last))
+    learner = Learner("decoder", model, average=BRIEF)
+    learner.resume(job.full)
+
+    if job.concepts:
+        job.source.limit(job.concepts)
+
+    def look() -> None:
+        learner.save(job.full)
+        averaged = learner.average.model
+        assert isinstance(averaged, Decoder)
+        show(job, averaged.vae, learner)
+
+    train(
+        learner,
+        lambda number: part(job, number, model),
+        plan=plan,
+        journal=job.journal,
+        figures=autoencoder.FIGURES,
+        alarms=[Alarm(SAVED, look, again=True)],
+    )
+    look()
+
+
+def part(job: Job, number: int, model: Decoder) -> Found:
+    """The loss of a decoder on batch `number`: mostly on a window of it, which is where things are."""
+    lots = job.generator(number)
+    pictures = job.source.batch(number, job.batch or BATCH).pictures
+    latents = diffusion.encode(model.vae, pictures)
+    whole = latents.shape[-1]
+    side = whole if number % WHOLE == 0 else whole * 3 // 4
+    top, left = torch.randint(whole - side + 1, (2,), generator=lots).tolist()
+    latents = latents[:, :, top : top + side, left : left + side]
+    noise = torch.randn(latents.shape, generator=lots, device=job.device)
+    step = network.DOWNSCALE
+    wanted = pictures[:, :, step * top : step * (top + side), step * left : step * (left + side)]
+    value, figures = autoencoder.loss(wanted, model(latents + autoencoder.BLUR * noise))
+    return Found(value, len(pictures), figures)
+
+
 def loss(job: Job, number: int, forward: nn.Module) -> Found:
     """The loss of batch `number`."""
     pictures = job.source.batch(number, job.batch or BATCH).pictures.contiguous(memory_format=torch.channels_last)
@@ -64,10 +115,17 @@ def keep(job: Job, learner: Learner) -> None:
     assert isinstance(averaged, Autoencoder)
     folded = copy.deepcopy(averaged.vae)
     autoencoder.fold(folded, job.source.batch(-1, MEASURED).pictures)
-    job.publish("vae", checkpoint.halved(folded.state_dict()))
-    unseen = job.source.held_out(MEASURED)
-    job.journal.note("vae", psnr=round(autoencoder.error(folded, unseen), 2), seen=learner.progress.seen)
-    job.picture("vae", torch.stack([unseen[:16], decoded(folded, unseen[:16])], 1).flatten(0, 1))
+    show(job, folded, learner)
+
+
+def show(job: Job, vae: Any, learner: Learner) -> None:
+    """Publish a folded VAE and say how good it is, on pictures of things that it learnt and of others."""
+    job.publish("vae", checkpoint.halved(vae.state_dict()))
+    seen, unseen = job.source.batch(-2, MEASURED).pictures, job.source.held_out(MEASURED)
+    psnr, apart = (round(autoencoder.error(vae, pictures), 2) for pictures in (unseen, seen))
+    job.journal.note("vae", psnr=psnr, learnt=apart, seen=learner.progress.seen)
+    shown = torch.cat([seen[:8], unseen[:8]])
+    job.picture("vae", torch.stack([shown, decoded(vae, shown)], 1).flatten(0, 1))
 
 
 @torch.no_grad()
@@ -75,3 +133,18 @@ def decoded(vae: Any, pictures: Tensor) -> Tensor:
     """What is left of pictures after encoding and decoding."""
     shown: Tensor = vae.decode(vae.encode(pictures).latent_dist.mean).sample
     return shown
+
+
+def latents(job: Job) -> None:
+    """Encode pictures beforehand for so many minutes; files that are there already stay."""
+    plan, vae, sizes = job.plan("latents", 0.0), job.vae(), job.source.recipe.canvases
+    job.source.limit(job.concepts or len(job.source.concepts))
+    began = number = sum(len(bank.files(job.latents, canvas)) for canvas in sizes)
+    while number == began or time.monotonic() < plan.until:
+        canvas = canvas_of(number, job.seed, job.source.recipe)
+        batch = job.source.batch(number, samples(ENCODED, canvas), canvas)
+        encoded = torch.cat([diffusion.encode(vae, few) for few in torch.split(batch.pictures, AT_ONCE)])
+        captions = job.source.reworded(batch.scenes, number, bank.WORDED)
+        bank.deposit(job.latents, canvas, number, Bank(encoded, captions))
+        number += 1
+    job.journal.note("latents", files=number)

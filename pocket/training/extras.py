@@ -65,7 +65,7 @@ def _train(job: Job, name: str, painter: Painter, drawn: Any, rate: float) -> An
     """Train what is free in `painter` and return the average."""
     plan = job.plan(name, rate, warmup=20)
     learner, vae = Learner(name, painter, average=AVERAGE), job.vae()
-    job.source.limit(DRAWN)
+    job.source.limit(job.concepts or DRAWN)
 
     def loss(number: int) -> Found:
         batch, generator = drawn(number), job.generator(number)

@@ -20,6 +20,7 @@ from pocket.training.diffusion import Painter
 from pocket.training.loop import Journal, Plan
 from pocket.training.lot import generator
 from pocket.training.network import Shape
+from pocket.training.scene import FULL, LEAN
 from pocket.training.source import Source
 
 CPU = torch.device("cpu")
@@ -55,6 +56,10 @@ class Job:
     concepts: int = 0
     """How many to draw; 0 leaves that to the timing."""
     seed: int = 0
+    lean: bool = False
+    """Whether a CPU shall do: fewer things, drawn more alike, from latents that were encoded beforehand."""
+    crew: tuple[int, int] = (0, 1)
+    """Which of how many processes this is that train one UNet together."""
     shape: Shape = network.POCKET
 
     @property
@@ -71,6 +76,11 @@ class Job:
     def pieces(self) -> Path:
         """What travels."""
         return self.work / "pieces"
+
+    @property
+    def latents(self) -> Path:
+        """Pictures that were encoded beforehand."""
+        return self.work / "latents"
 
     @property
     def full(self) -> Path:
@@ -90,7 +100,8 @@ class Job:
     @cached_property
     def source(self) -> Source:
         """The data, on the device."""
-        return Source.open(self.archive, self.tokenizer, self.device, seed=self.seed)
+        recipe = LEAN if self.lean else FULL
+        return Source.open(self.archive, self.tokenizer, self.device, recipe=recipe, seed=self.seed)
 
     def plan(self, stage: str, rate: float, warmup: int = 200) -> Plan:
         """The schedule of a stage that begins now."""

@@ -1,6 +1,6 @@
 """A model that learns: its weights, their average, the optimiser's memory and how far it came."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ class Progress:
     step: int = 0
     seen: int = 0
     seconds: float = 0.0
+    helped: int = 0
+    """Samples that other processes saw."""
     concepts: int = 0
     """How many of the most important concepts are learnt; 0 before the first session."""
 
@@ -56,11 +58,12 @@ class Learner:
         named = self.average.model.state_dict()
         return {f"average.{name}": value for name, value in checkpoint.halved(named).items()}
 
-    def resume(self, folder: Path) -> bool:
-        """Go on from what `save` or `averaged` left in `folder`, if anything."""
-        if not checkpoint.exists(folder, self.name):
+    def resume(self, folder: Path, name: str = "") -> bool:
+        """Go on from what `save` or `averaged` left in `folder`, under this or another name, if anything."""
+        name = name or self.name
+        if not checkpoint.exists(folder, name):
             return False
-        tensors, about = checkpoint.load(folder, self.name)
+        tensors, about = checkpoint.load(folder, name)
         self.progress = Progress(**about)
         self.average.model.load_state_dict(_under("average.", tensors))
         self.model.load_state_dict(_under("model.", tensors) or self.average.model.state_dict())
@@ -68,6 +71,20 @@ class Learner:
         if remembered:
             self._recall(remembered)
         return True
+
+    def blend(self, folder: Path, others: Iterable[str]) -> None:
+        """Leave the weights in `folder` and move half way to those that other processes left there; nobody waits.
+
+        After McMahan et al. 2017, https://arxiv.org/abs/1602.05629.
+        """
+        tensors = self.model.state_dict()
+        checkpoint.save(folder, f"blend-{self.name}", tensors, {"seen": self.progress.seen})
+        found = [checkpoint.load(folder, name) for each in others if checkpoint.exists(folder, name := f"blend-{each}")]
+        for theirs, _ in found:
+            for name, value in theirs.items():
+                if value.is_floating_point():
+                    tensors[name].lerp_(value.to(tensors[name]), 0.5)
+        self.progress.helped = sum(about["seen"] for _, about in found)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for prefix, model in (("model", self.model), ("average", self.average.model)):

@@ -39,9 +39,13 @@ class Shape:
     groups: int = 16
     width: int = 160
     text_layers: int = 3
+    top: bool = True
+    """Whether the UNet attends to the text on its way up to the top level too."""
 
 
 POCKET = Shape()
+LEAN = Shape(vae=(16, 32, 64, 128), unet=(48, 96, 160), layers=1, width=128, text_layers=2, top=False)
+"""What a CPU can train."""
 TINY = Shape(vae=(8, 8, 8, 16), unet=(32, 32), layers=1, groups=8, width=32, text_layers=1)
 """For tests."""
 
@@ -64,14 +68,14 @@ def vae(shape: Shape) -> Any:
 
 
 def unet(shape: Shape) -> Any:
-    """A UNet that attends to the text on its lower levels and on its way up to the top."""
+    """A UNet that attends to the text on its lower levels, and at the top where the shape says so."""
     lower = len(shape.unet) - 1
     model = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=shape.unet,
         layers_per_block=shape.layers,
         down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * lower),
-        up_block_types=("CrossAttnUpBlock2D",) * (lower + 1),
+        up_block_types=(*["CrossAttnUpBlock2D"] * lower, "CrossAttnUpBlock2D" if shape.top else "UpBlock2D"),
         attention_head_dim=tuple(channels // HEAD for channels in shape.unet),
         cross_attention_dim=shape.width,
         norm_num_groups=shape.groups,

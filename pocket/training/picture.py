@@ -26,10 +26,10 @@ def compose(scenes: Scenes, sprites: Tensor) -> Tensor:
     return pictures.clamp(0, 1)
 
 
-def stylise(pictures: Tensor) -> Tensor:
+def stylise(pictures: Tensor, turn: int = TURN) -> Tensor:
     """Give each picture the style whose turn it is, in place; `Scenes.styles` says which."""
     for number, style in enumerate(STYLES.values()):
-        pictures[number::TURN] = style(pictures[number::TURN])
+        pictures[number::turn] = style(pictures[number::turn])
     return pictures
 
 

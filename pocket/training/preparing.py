@@ -4,12 +4,13 @@ import torch
 
 from pocket.training import archive, vocabulary
 from pocket.training.caption import Author
+from pocket.training.few import few
 from pocket.training.job import Job
 
 
 def data(job: Job) -> None:
     """Fetch pictures and words from npm and write them as one archive."""
-    found = archive.build(job.work / "npm", job.archive)
+    found = archive.build(job.work / "npm", job.archive, few if job.lean else list)
     job.journal.note("data", concepts=len(found), mebibytes=round(job.archive.stat().st_size / 2**20, 1))
 
 

@@ -7,8 +7,8 @@ import torch
 
 from pocket.training import palette
 from pocket.training.picture import compose, placed, resampling, stylise
-from pocket.training.scene import MOST, Canvas, draw
-from pocket.training.source import CANVASES, SQUARE, Source
+from pocket.training.scene import FULL, LEAN, MOST, SQUARE, Canvas, Recipe, draw
+from pocket.training.source import Source
 from pocket.training.style import STYLES, blueprint
 
 BALLS = {
@@ -53,7 +53,7 @@ def test_another_number_or_seed_draws_another_batch(source, concepts, sprites, t
     assert not torch.equal(source.batch(3, 24).pictures, source.batch(4, 24).pictures)
 
 
-@pytest.mark.parametrize("canvas", CANVASES)
+@pytest.mark.parametrize("canvas", [*FULL.canvases, *LEAN.canvases])
 def test_pictures_have_the_canvas_size_and_range(source, canvas):
     pictures = source.batch(0, 24, canvas).pictures
     assert pictures.shape == (24, 3, canvas.height, canvas.width)
@@ -144,8 +144,26 @@ def test_what_may_not_be_mirrored_is_not(source):
 
 def test_objects_in_one_picture_differ():
     generator = torch.Generator().manual_seed(0)
-    scenes = draw(50, SQUARE, torch.ones(5), torch.zeros(5, dtype=torch.bool), generator, crowds=(0, 0, 1))
+    crowded = Recipe(crowds=(0, 0, 1))
+    scenes = draw(50, SQUARE, torch.ones(5), torch.zeros(5, dtype=torch.bool), generator, recipe=crowded)
     assert all(len(set(row)) == MOST for row in scenes.concepts.tolist())
+
+
+def test_lean_scenes_stand_in_the_middle_or_leave_room_for_another():
+    generator = torch.Generator().manual_seed(0)
+    (canvas,) = LEAN.canvases
+    scenes = draw(400, canvas, torch.ones(5), torch.zeros(5, dtype=torch.bool), generator, recipe=LEAN)
+    across = scenes.centres[: scenes.starts[1], 0, 0]
+    beside = (across - 64).abs() > 25
+    assert 0.05 < beside.float().mean() < 0.2
+    assert ((across - 64).abs()[~beside] < 4).all()
+    assert not scenes.stacked.any()
+
+
+def test_lean_batches_seldom_have_a_style():
+    generator = torch.Generator().manual_seed(0)
+    scenes = draw(360, SQUARE, torch.ones(5), torch.zeros(5, dtype=torch.bool), generator, recipe=LEAN)
+    assert (scenes.styles < len(STYLES)).sum() == 360 * len(STYLES) / LEAN.turn
 
 
 def test_captions_put_together_are_those_the_tokenizer_makes(source, tokenizer):

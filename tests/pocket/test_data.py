@@ -8,6 +8,7 @@ import torch
 from pocket.training import archive, npm
 from pocket.training.concept import concepts as matched
 from pocket.training.concept import dumps, loads
+from pocket.training.few import few, names
 
 
 def emoji(code, label, group=3, subgroup=34, order=1, **more):
@@ -97,3 +98,16 @@ def test_the_tokenizer_knows_every_label_in_whole_words(tokenizer, concepts):
 def test_the_first_token_begins_and_the_last_one_ends(tokenizer):
     ids = torch.tensor(tokenizer("red ball")["input_ids"])
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
+def test_the_few_things_go_by_their_usual_names_and_what_is_reserved_comes_after_them():
+    labels = [label for _, label in names()]
+    codes = [f"{number:x}" for number in range(0x1000, 0x1000 + len(labels) + 60)]
+    others = [f"thing {number}" for number in range(60)]
+    found = matched([emoji(code, label) for code, label in zip(codes, labels + others, strict=True)], codes)
+    kept = few(found)
+    assert [each.label for each in kept[: len(labels)]] == [name for name, _ in names()]
+    assert not any(each.reserved for each in kept[: len(labels)])
+    assert {each.label for each in kept[len(labels) :]} == {each.label for each in found if each.reserved}
+    surprised = next(each for each in kept if each.label == "surprised face")
+    assert surprised.keywords == ("astonished face",)

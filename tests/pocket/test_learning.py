@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from dataclasses import replace
 
@@ -11,13 +12,14 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
 
-from pocket.training import adapter, autoencoder, diffusion, encoding, extras, inversion, network, painting
+from pocket.training import adapter, autoencoder, bank, diffusion, encoding, extras, inversion, network, painting
 from pocket.training.diffusion import Painter
 from pocket.training.export import export
 from pocket.training.gradient import disagreements
+from pocket.training.job import Span
 from pocket.training.learner import Learner, Progress
 from pocket.training.loop import Alarm, Found, Journal, Plan, rate, train
-from pocket.training.source import SQUARE
+from pocket.training.scene import FULL, SQUARE, canvas_of, samples
 
 
 def taught(model, loss, steps=6, speed=2e-3):
@@ -169,9 +171,9 @@ def test_alarms_ring_once_or_again_and_again(tmp_path):
 
 
 def test_square_batches_are_most_and_larger_pictures_come_in_smaller_ones():
-    canvases = [painting.canvas_of(number, 0) for number in range(400)]
+    canvases = [canvas_of(number, 0, FULL) for number in range(400)]
     assert 280 < canvases.count(SQUARE) < 360
-    assert {painting.samples(64, canvas) for canvas in canvases} == {64, 42, 16}
+    assert {samples(64, canvas) for canvas in canvases} == {64, 42, 16}
 
 
 def test_all_stages_together_leave_a_model_a_lora_and_an_embedding(job, tmp_path):
@@ -201,3 +203,60 @@ def test_a_stage_goes_on_where_the_last_session_stopped(job):
     painting.unet(job)
     assert job.learnt()["step"] > first.step
     assert job.learnt()["seconds"] >= first.seconds
+
+
+def folder(job, path):
+    """A model to start from, as `export` leaves it."""
+    network.vae(job.shape).save_pretrained(path / "vae")
+    network.unet(job.shape).save_pretrained(path / "unet")
+    network.text_encoder(job.shape, job.tokenizer).save_pretrained(path / "text_encoder")
+    return path
+
+
+@pytest.fixture
+def lean(job, tmp_path):
+    """A lean session that starts from an untrained model, with pictures encoded beforehand."""
+    torch.manual_seed(0)
+    shutil.copytree(job.work, tmp_path / "work")
+    found = replace(job, work=tmp_path / "work", start=folder(job, tmp_path / "begun"), lean=True, concepts=8)
+    found = replace(found, spans={**job.spans, "decoder": Span(0.01), "latents": Span(0)})
+    encoding.latents(found)
+    return found
+
+
+def test_pictures_encoded_beforehand_are_what_encoding_gives(lean):
+    (canvas,) = lean.source.recipe.canvases
+    kept = bank.opened(lean.latents, canvas)
+    batch = lean.source.batch(0, encoding.ENCODED, canvas)
+    assert torch.allclose(kept.latents.float(), diffusion.encode(lean.vae(), batch.pictures), atol=2e-3)
+    assert torch.equal(kept.ids.long(), lean.source.reworded(batch.scenes, 0, bank.WORDED))
+
+
+def test_a_decoder_goes_on_alone_and_latents_stay(lean):
+    picture = torch.rand(1, 3, 128, 128)
+    before = diffusion.encode(lean.vae(), picture)
+    weights = lean.vae().decoder.conv_in.weight.clone()
+    encoding.decoder(lean)
+    assert torch.allclose(diffusion.encode(lean.vae(), picture), before, atol=2e-2)
+    assert not torch.equal(lean.vae().decoder.conv_in.weight, weights)
+
+
+def test_a_crew_meets_half_way(lean):
+    models = [nn.Linear(2, 1, bias=False) for _ in range(2)]
+    first, second = (Learner(name, model, average=0.5) for name, model in zip("ab", models, strict=True))
+    start, goal = models[0].weight.clone(), models[1].weight.clone()
+    first.blend(lean.full, ["b"])
+    assert torch.equal(models[0].weight, start)
+    second.progress.seen = 7
+    second.blend(lean.full, ["a"])
+    first.blend(lean.full, ["b"])
+    assert torch.allclose(models[1].weight, (start + goal) / 2)
+    assert first.progress.helped == 7
+
+
+def test_two_processes_of_a_crew_draw_different_batches(lean):
+    painter = lean.painter()
+    learner, plan = Learner("unet", painter, average=0.5), lean.plan("unet", 1e-3)
+    first, second = (painting.Studio(replace(lean, crew=(me, 2)), painter, learner, plan) for me in range(2))
+    assert first.loss(0).loss != second.loss(0).loss
+    assert second.loss(0).loss == second.loss(0).loss
