@@ -9,10 +9,13 @@ from annotated_types import Ge, Le
 from engine.node import node
 from engine.param import Unit
 from engine.socket import Int
+from nodes.diffusion.tiling import starts
 from nodes.fit import Size, px
 from nodes.image import blend
-from nodes.types import Image, Side
+from nodes.types import MAX_SIDE, Image, Side
 
+Tile = Annotated[int, Ge(0), Le(MAX_SIDE), Unit("px")]
+"""Side of a square tile that is worked on at once; 0 is the whole picture."""
 Overlap = Annotated[int, Ge(0), Le(2048), Unit("px")]
 """How much of a tile its neighbour covers at least."""
 
@@ -63,14 +66,6 @@ def corners(canvas: Size, tile: Size, overlap: int) -> list[tuple[int, int]]:
     """Upper left corners of the tiles, row by row."""
     columns, rows = (starts(*sides, overlap) for sides in zip(canvas, tile, strict=True))
     return [(x, y) for y in rows for x in columns]
-
-
-def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a line: as few as overlap by `overlap`, spread evenly from 0 to the very end."""
-    if overlap >= tile:
-        raise ValueError(f"an overlap of {overlap} px leaves nothing of a tile of {tile} px: it must be smaller")
-    gaps = -(-(length - overlap) // (tile - overlap)) - 1
-    return [0] if gaps < 1 else [index * (length - tile) // gaps for index in range(gaps + 1)]
 
 
 def _joined(parts: Sequence[torch.Tensor], places: Sequence[int], overlap: int, dim: int) -> torch.Tensor:

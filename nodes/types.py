@@ -17,7 +17,7 @@ from engine.file import Files
 from engine.models import ModelRef
 from engine.param import Fresh, Unit
 from engine.socket import Socket
-from nodes.diffusion import embedding, load, lora, preview
+from nodes.diffusion import embedding, load, lora, preview, upscale
 from nodes.diffusion.noise import Source
 from nodes.diffusion.prompt import Part
 from nodes.diffusion.table import NoiseSchedule
@@ -438,6 +438,17 @@ class Vae(_Part):
         """Load it."""
         dtype = torch.float32 if self.precision == "auto" else self._dtype(place)
         return self._unchanged(files, load.vae(self._folder(files), dtype=dtype, device=place))
+
+
+@dataclass(frozen=True, slots=True)
+class Upscaler(_Part):
+    """An upscale model, and how many times larger it makes a picture. A model reference: loaded when asked for."""
+
+    scale: int = 4
+
+    def load(self, files: Files, place: str) -> upscale.Network:
+        """Load it."""
+        return self._unchanged(files, upscale.network(self._folder(files), self._dtype(place), place))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.socket import Int
+from nodes.diffusion.tiling import starts
 from nodes.image import composite, pick
-from nodes.tile import corners, starts, tiles, untile
+from nodes.tile import corners, tiles, untile
 from nodes.types import Image, Mask
 
 
