@@ -1,4 +1,4 @@
-"""What a node does where memory or precision does not suffice: smaller tiles, float32."""
+"""What a node does where memory or precision does not suffice: smaller tiles, float32; and it says so."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,19 +15,31 @@ T = TypeVar("T")
 SIDES = (512, 256, 128)
 """Sides of the tiles that are tried where memory runs out, in px."""
 
+_WORDS = {Vae: "VAE", Upscaler: "upscale model"}
 
-def in_tiles(run: Callable[[Tiling], T], tiling: Tiling) -> T:
-    """What `run` makes with a tiling or, where memory runs out, with smaller and smaller tiles."""
-    ran_out = Device("cpu").out_of_memory
-    for side in SIDES:
+
+def in_tiles(context: Context, run: Callable[[Tiling], T], tiling: Tiling, longest: int) -> T:
+    """What `run` makes with a tiling or, where memory ran out even after all was freed, with smaller and smaller tiles.
+
+    `longest` is the longest side of the picture in px. In exact mode a result is that of the parameters or none.
+    """
+    ran_out, used = Device("cpu").out_of_memory, tiling
+    for side in (side for side in SIDES if context.scarce and side < min(tiling.side or longest, longest)):
         try:
-            return run(tiling)
+            made = run(used)
+            break
         except Exception as error:
             if not ran_out(error):
                 raise
-        if not tiling.side or side < tiling.side:
-            tiling = Tiling(side, min(tiling.overlap, side // 2))
-    return run(tiling)
+        used = Tiling(side, min(tiling.overlap, side // 2))
+    else:
+        made = run(used)
+    if used != tiling:
+        context.warn(
+            f"memory was too short for tile={tiling.side}, so tiles of {used.side} px were made: expect slight seams; "
+            f"set tile to {used.side} to ask for it, or take a smaller picture"
+        )
+    return made
 
 
 def in_float32(context: Context, ref: Vae | Upscaler) -> Callable[[], Any]:
@@ -35,6 +47,10 @@ def in_float32(context: Context, ref: Vae | Upscaler) -> Callable[[], Any]:
 
     @cache
     def model() -> Any:
+        context.warn(
+            f"the {_WORDS[type(ref)]} overflowed in 16 bits to infinity or NaN, so this was computed again in float32; "
+            "load it with precision float32 to save the time"
+        )
         return context.model(replace(ref, precision="float32"))
 
     return model

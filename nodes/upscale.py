@@ -68,4 +68,4 @@ def _applied(image: Image, upscaler: Upscaler, context: Context, tiling: Tiling)
         enlarged = enlarging.enlarge(image.data, model, tiling, wider=wider, progress=context.progress)
         return Image(enlarged.to(image.data.device))
 
-    return in_tiles(run, tiling)
+    return in_tiles(context, run, tiling, max(image.size))

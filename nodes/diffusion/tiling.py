@@ -3,7 +3,7 @@
 Neighbours overlap. What a convolution makes of the border of a tile is wrong, as it sees zeros where the picture goes
 on; so the outer quarter of an overlap counts for nothing, and in the half between one tile fades into the other. The
 result is that of the whole where nothing reaches farther than that quarter. What looks at a whole picture at once, such
-as GroupNorm or attention, sees a tile instead, and so tiles differ a little from one another; fading hides the seams.
+as attention, sees a tile instead, and so tiles differ a little from one another; fading hides the seams.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class Tiling:
     def cells(self, grain: int) -> Tiling:
         """The same in cells of `grain` px: the side rounded down to whole cells, the overlap up."""
         return Tiling(self.side // grain, -(-self.overlap // grain))
+
+    def covers(self, length: int) -> bool:
+        """Whether one tile is enough for something whose longest side is `length`."""
+        return self.side == 0 or length <= self.side
 
 
 WHOLE = Tiling()
@@ -71,7 +75,7 @@ def tiled(
     """
     taken, given = grain
     sides = [length // taken for length in data.shape[2:]]
-    if not tiling.side or max(sides) <= tiling.side:
+    if tiling.covers(max(sides)):
         return run(data).float()
     spans = [_spans(length, tiling, given) for length in sides]
     joined: Tensor | None = None
