@@ -19,27 +19,27 @@ _WORDS = {Vae: "VAE", Upscaler: "upscale model"}
 
 
 def in_tiles(context: Context, run: Callable[[Tiling], T], tiling: Tiling, longest: int) -> T:
-    """What `run` makes with a tiling or, where memory ran out even after all was freed, with smaller and smaller tiles.
+    """What `run` makes with a tiling or, where memory is scarce, with the largest of smaller tiles that there is.
 
-    `longest` is the longest side of the picture in px. In exact mode a result is that of the parameters or none.
+    `longest` is the longest side of the picture in px.
     """
-    ran_out, used = Device("cpu").out_of_memory, tiling
-    for side in (side for side in SIDES if context.scarce and side < min(tiling.side or longest, longest)):
+    ran_out, most = Device("cpu").out_of_memory, min(tiling.side or longest, longest)
+    sides = [side for side in SIDES if context.scarce and side < most]
+    if not sides:
+        return run(tiling)
+    for side in sides:
         try:
-            made = run(used)
-            break
+            made = run(Tiling(side, min(tiling.overlap, side // 2)))
         except Exception as error:
-            if not ran_out(error):
+            if side == sides[-1] or not ran_out(error):
                 raise
-        used = Tiling(side, min(tiling.overlap, side // 2))
-    else:
-        made = run(used)
-    if used != tiling:
-        context.warn(
-            f"memory was too short for tile={tiling.side}, so tiles of {used.side} px were made: expect slight seams; "
-            f"set tile to {used.side} to ask for it, or take a smaller picture"
-        )
-    return made
+        else:
+            context.warn(
+                f"memory was too short for tile={tiling.side}, so tiles of {side} px were made: expect slight seams; "
+                f"set tile to {side} to ask for it, or take a smaller picture"
+            )
+            return made
+    raise AssertionError
 
 
 def in_float32(context: Context, ref: Vae | Upscaler) -> Callable[[], Any]:

@@ -14,6 +14,7 @@ from nodes.diffusion import vae as coding
 from nodes.fit import px, resampled, unfilled
 from nodes.image import batch_size, each
 from nodes.types import Fraction, Image, InpaintConditioning, Latent, Mask, Offset, Side, Soft, Unet, Vae
+from nodes.vae import encoded
 
 Strength = Annotated[float, Ge(0), Le(8)]
 """An exponent, or a distance of latents; 0 turns off what it is for."""
@@ -80,7 +81,7 @@ def soft_overlay(
     return Mask(canvas)
 
 
-@node("inpaint.conditioning", version=1)
+@node("inpaint.conditioning", version=2)
 def conditioning(
     unet: Unet,
     vae: Vae,
@@ -104,7 +105,7 @@ def conditioning(
     count, step = batch_size(image, mask), vae.space.downscale
     share = (mask.data >= HALF).float() if round_mask else mask.data.float() / 255
     hidden = coding.signed(image.data) * (1 - strength * share.to(image.data.device))
-    latents = coding.encode_signed(hidden, context.model(vae))
+    latents = encoded(hidden, vae, context)
     grid = share[..., ::step, ::step].to(latents.device)
     return InpaintConditioning(torch.cat([part.expand(count, -1, -1, -1) for part in (grid, latents)], dim=1))
 

@@ -103,7 +103,7 @@ def patched(
         for name, change in _fitting(module, places, part, lora):
             if strength:
                 wanted[name].append((change, strength))
-    made = _sharing(module) if wanted else module
+    made = sharing(module) if wanted else module
     for name, found in wanted.items():
         owner, _, kind = name.rpartition(".")
         made.get_submodule(owner).register_parameter(kind, _summed(module.get_parameter(name), found))
@@ -150,7 +150,7 @@ def _summed(weight: Tensor, found: Iterable[tuple[Change, float]]) -> nn.Paramet
     return nn.Parameter(total.to(weight.dtype), requires_grad=False)
 
 
-def _sharing(module: M) -> M:
+def sharing(module: M) -> M:
     """A copy with modules of its own, but the same tensors."""
     copies = {inner: _shallow(inner) for inner in module.modules()}
     for inner, made in copies.items():

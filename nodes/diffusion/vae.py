@@ -102,9 +102,7 @@ class _Pieces(NamedTuple):
     progress: Progress | None
 
 
-def _each(
-    run: Callable[[AutoencoderKL, Tensor], Tensor], batch: Tensor, vae: AutoencoderKL, pieces: _Pieces
-) -> Tensor:
+def _each(run: Callable[[AutoencoderKL, Tensor], Tensor], batch: Tensor, vae: AutoencoderKL, pieces: _Pieces) -> Tensor:
     """Run on one picture or latent of a batch after the other, piece by piece."""
 
     def one(done: int, part: Tensor, module: AutoencoderKL) -> Tensor:

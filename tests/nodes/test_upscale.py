@@ -150,3 +150,20 @@ class TestInAGraph:
         torch.save(newest(compact(2)), root / "upscale/old.pth")
         with pytest.raises(RunFailed, match="a pickle, which can run code"):
             engine.run(graph().set({"model.source": "old"}))
+
+    def test_where_memory_runs_out_tiles_get_smaller_and_it_is_said(self, engine, root, monkeypatch):
+        def cramped(images, network, tiling, **options):
+            tried.append(tiling.side)
+            if not 0 < tiling.side <= 128:
+                raise torch.OutOfMemoryError("no memory")
+            return work(images, network, tiling, **options)
+
+        tried, work = [], enlarging.enlarge
+        picture(150, 140).pil().save(root / "noise.png")
+        monkeypatch.setattr(enlarging, "enlarge", cramped)
+        first = engine.run(graph())
+        assert tried == [512, 512, 128]
+        assert first.outputs["image"].size == (300, 280)
+        [said] = first.nodes["larger"].warnings
+        assert said.startswith("memory was too short for tile=512, so tiles of 128 px were made")
+        assert engine.run(graph()).ran() == []

@@ -4,6 +4,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 
+from nodes.diffusion.tiling import Tiling
 from nodes.diffusion.vae import decode, downscale, encode
 
 
@@ -92,5 +93,36 @@ def test_anything_but_uint8_rgb_is_refused(images, vae):
 
 
 def test_an_overflowing_decoder_is_reported(vae):
-    with pytest.raises(FloatingPointError, match="load it in float32"):
+    with pytest.raises(FloatingPointError, match="AutoencoderKL made infinities or NaN in float32; look at"):
         decode(torch.full((1, 4, 2, 2), torch.inf), vae)
+
+
+def decibels(made, expected):
+    return float(10 * torch.log10(255**2 / (made.float() - expected.float()).square().mean()))
+
+
+def test_tiles_are_close_to_the_whole_and_have_no_seams(vae):
+    whole = decode(encode(picture(192, 192), vae), vae)
+    latent = encode(picture(192, 192), vae, Tiling(128, 64))
+    assert decibels(decode(latent, vae), whole) > 33
+    tiled = decode(encode(picture(192, 192), vae), vae, "nearest", Tiling(128, 64))
+    assert decibels(tiled, whole) > 36
+    error = tiled.float() - whole.float()
+    assert float(error.diff(dim=3).mean((0, 1, 2))[48:144].abs().max()) < 2
+    assert float(error.diff(dim=2).mean((0, 1, 3))[48:144].abs().max()) < 2
+
+
+def test_tiles_of_a_batch_are_those_of_its_pictures(vae):
+    images = picture(96, 64, count=2)
+    latents = encode(images, vae, Tiling(64, 32))
+    assert torch.equal(latents[1:], encode(images[1:], vae, Tiling(64, 32)))
+    decoded = decode(latents, vae, "nearest", Tiling(64, 32))
+    assert torch.equal(decoded[1:], decode(latents[1:], vae, "nearest", Tiling(64, 32)))
+
+
+def test_tiles_leave_the_vae_as_it_is(vae):
+    before = [(name, type(module)) for name, module in vae.named_modules()]
+    weights = {name: weight.data_ptr() for name, weight in vae.named_parameters()}
+    encode(picture(96, 64), vae, Tiling(64, 32))
+    assert [(name, type(module)) for name, module in vae.named_modules()] == before
+    assert {name: weight.data_ptr() for name, weight in vae.named_parameters()} == weights
