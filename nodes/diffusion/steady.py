@@ -40,7 +40,7 @@ class SteadyNorm(nn.Module):
     def _learnt(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What each channel is multiplied with, and what is added then."""
         groups, channels = self.norm.num_groups, self.norm.num_channels
-        spread, mean = torch.var_mean(x.float().unflatten(1, (groups, -1)).flatten(2)[0], dim=1, correction=0)
+        spread, mean = torch.var_mean(x[0].float().reshape(groups, -1), dim=1, correction=0)
         scale = (spread + self.norm.eps).rsqrt().repeat_interleave(channels // groups) * self.norm.weight.float()
         return scale, self.norm.bias.float() - mean.repeat_interleave(channels // groups) * scale
 
