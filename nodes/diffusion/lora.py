@@ -63,11 +63,15 @@ class Lora:
 def read(path: Path | str) -> Lora:
     """Read a LoRA, LoHa, LoKr, DoRA or full differences, as kohya, LyCORIS, diffusers, PEFT or ComfyUI write them.
 
-    Raises LoadError for a pickle, a damaged file, keys of other methods and of other kinds of models, and tensors that
-    are incomplete or do not fit one another.
+    Raises LoadError for a pickle, a damaged file, NaN or infinity, keys of other methods and of other kinds of models,
+    and tensors that are incomplete or do not fit one another.
     """
     path = Path(path)
-    return Lora(path, changes(path, *weights(path, REMEDY)))
+    tensors, metadata = weights(path, REMEDY)
+    broken = [key for key, tensor in tensors.items() if not bool(tensor.sum(dtype=torch.float32).isfinite())]
+    if broken:
+        raise LoadError(path, "a LoRA of numbers", f"NaN or infinity in {len(broken)} of its tensors: {some(broken)}")
+    return Lora(path, changes(path, tensors, metadata))
 
 
 def described(path: Path | str) -> str:

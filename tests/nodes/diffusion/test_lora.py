@@ -406,6 +406,14 @@ class TestRefusals:
         with pytest.raises(LoadError, match=f"{field} 2"):
             lora.read(path)
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_what_is_no_number_is_named(self, unet, write, value):
+        tensors = kohya(unet, "unet")
+        key = f"{KOHYA['unet']}{QUERY.replace('.', '_')}.lora_up.weight"
+        tensors[key][0, 0] = value
+        with pytest.raises(LoadError, match=f"a LoRA of numbers, found NaN or infinity in 1 of its tensors: {key}"):
+            lora.read(write(tensors))
+
     def test_the_same_side_under_two_spellings_is_refused(self, unet, write):
         twice = kohya(unet, "unet", alpha=None) | {f"unet.{QUERY}.lora_A.weight": torch.zeros(3, 96)}
         with pytest.raises(LoadError, match=r"expected one down of down_blocks_1_.*, found another one, "):
