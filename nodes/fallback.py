@@ -35,8 +35,8 @@ def in_tiles(context: Context, run: Callable[[Tiling], T], tiling: Tiling, longe
                 raise
         else:
             context.warn(
-                f"memory was too short for tile={tiling.side}, so tiles of {side} px were made: expect slight seams; "
-                f"set tile to {side} to ask for it, or take a smaller picture"
+                f"memory was too short for tile={tiling.side}, so tiles of {side} px were made: expect slightly other "
+                f"colours; set tile to {side} to ask for it, or take a smaller picture"
             )
             return made
     raise AssertionError

@@ -17,7 +17,7 @@ from nodes.diffusion.lora import sharing
 
 M = TypeVar("M", bound=nn.Module)
 
-BLOCK = 4
+BLOCK = 3
 """Side of the blocks of a collage in cells: smaller ones lose the texture, larger ones miss more of the picture."""
 
 
