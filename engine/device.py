@@ -27,11 +27,18 @@ LOCKED = 4
 
 
 class TensorSocket(Socket):
-    """A socket with tensors among its fields. Subclasses are frozen dataclasses with `eq=False`."""
+    """A socket with tensors among its fields. Subclasses are frozen dataclasses with `eq=False`.
+
+    A field is a tensor, a `tuple[torch.Tensor, ...]`, or something that JSON can hold.
+    """
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The fields that are tensors."""
-        return {name: value for name, value in _fields(self).items() if isinstance(value, torch.Tensor)}
+        """The tensors by the name of their field; those of a tuple by name and number."""
+        found = {}
+        for name, many in _tensor_fields(type(self)).items():
+            value = getattr(self, name)
+            found.update({f"{name}.{number}": each for number, each in enumerate(value)} if many else {name: value})
+        return found
 
     def nbytes(self) -> int:
         """Bytes of the storages behind the tensors; a small view counts as the large tensor that it keeps alive."""
@@ -43,7 +50,7 @@ class TensorSocket(Socket):
         if self.place() == place:
             return self
         moved = {name: _moved(tensor, place) for name, tensor in self.tensors().items()}
-        return cast("Self", dataclasses.replace(cast("Any", self), **moved))
+        return cast("Self", dataclasses.replace(cast("Any", self), **_gathered(type(self), moved)))
 
     def place(self) -> str | None:
         """Where the first tensor lies."""
@@ -58,7 +65,7 @@ class TensorSocket(Socket):
         meta = {
             name: _adapter(cast("Any", type(self)), name).dump_python(value, mode="json")
             for name, value in _fields(self).items()
-            if not isinstance(value, torch.Tensor)
+            if name not in _tensor_fields(type(self))
         }
         return Packed(meta, {name: _array(tensor) for name, tensor in self.tensors().items()})
 
@@ -68,7 +75,7 @@ class TensorSocket(Socket):
         arrays = {name: _tensor(array) for name, array in packed.arrays.items()}
         return cls(
             **{name: _adapter(cast("Any", cls), name).validate_python(raw) for name, raw in packed.meta.items()},
-            **arrays,
+            **_gathered(cls, arrays),
         )
 
 
@@ -76,6 +83,28 @@ class TensorSocket(Socket):
 def _adapter(cls: Any, name: str) -> TypeAdapter[Any]:
     """Reads one field of a class from JSON, so that a tuple comes back as a tuple."""
     return TypeAdapter(get_type_hints(cls, include_extras=True)[name])
+
+
+@cache
+def _tensor_fields(cls: type) -> Mapping[str, bool]:
+    """The fields of a class that hold tensors, and whether each holds a tuple of them."""
+    hints = get_type_hints(cls, include_extras=True)
+    kinds = {entry.name: hints[entry.name] for entry in dataclasses.fields(cast("Any", cls))}
+    return {
+        name: kind is not torch.Tensor
+        for name, kind in kinds.items()
+        if kind in (torch.Tensor, tuple[torch.Tensor, ...])
+    }
+
+
+def _gathered(cls: type, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Fields from tensors by name, or by name and number."""
+    many = [name for name, many in _tensor_fields(cls).items() if many]
+    tuples = {
+        name: tuple(tensors[f"{name}.{number}"] for number in range(sum(key.startswith(f"{name}.") for key in tensors)))
+        for name in many
+    }
+    return {name: tensor for name, tensor in tensors.items() if "." not in name} | tuples
 
 
 class Device(Host):

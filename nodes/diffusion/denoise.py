@@ -1,0 +1,237 @@
+"""The denoiser: questions of many runs, answered by few UNet calls."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from nodes.diffusion.control import Control, Inputs, residuals
+from nodes.diffusion.guidance import Answer, Clause, Question
+from nodes.diffusion.step import Predicted
+from nodes.diffusion.table import NoiseSchedule, Prediction
+
+LONGEST_SHARED = 12 * 77  # what prompts of 1, 2, 3 and 4 chunks have in common
+MOST_CELLS = 64 * 64 * 64
+"""Latent cells that one UNet call takes where nothing else is said: 64 pictures of 512 x 512 px."""
+
+Item = TypeVar("Item")
+
+
+class UNet(Protocol):
+    """What is asked of a UNet: diffusers' `UNet2DConditionModel` fits."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that latents and conditionings are cast to."""
+
+    def __call__(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *, return_dict: bool, **more: Any
+    ) -> tuple[Tensor, ...]:
+        """Predict noise or v for samples (B, C, h, w), timesteps (B,) and conditionings (B, tokens, D)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """Answers questions of many runs by few UNet calls.
+
+    Positive and negative conditionings of all questions whose latents have one shape go through the UNet together, each
+    latent at its own noise level and with its own concatenated channels and ControlNets; what one question asks twice
+    (the same memory) is computed once. Conditionings of different lengths are repeated to their least common multiple:
+    attention weighs copies of a token like the token alone, so this is exact, and one call for all is cheaper than one
+    per length. Past 12 chunks of 77 tokens it no longer is, and each length has its own call.
+
+    Noise levels and results are float32 whatever the UNet's dtype. `batch` is the most latents that a UNet call takes,
+    by default as many as have `MOST_CELLS` cells, so that many large pictures do not ask for all memory at once. More
+    are split, which changes nothing but speed. `called` hears of every UNet call how many latents it took.
+    """
+
+    unet: UNet
+    table: NoiseSchedule
+    batch: int | None = None
+    called: Callable[[int], None] = lambda _: None
+
+    def __call__(self, questions: Sequence[Question]) -> list[Predicted]:
+        """Return the clean latents, float32, in the order of the questions."""
+        asked: dict[_Place, _Evaluation] = {}
+        sides = [q.guidance.sides(q.call, q.calls, q.sigma) for q in questions]
+        for number, (q, side) in enumerate(zip(questions, sides, strict=True)):
+            timestep = self._timestep(q)
+            for clause in (*side.positive, *side.negative):
+                asked.setdefault(_place(number, clause), _evaluation(q, timestep, clause))
+        clean = dict(zip(asked, self._answers(list(asked.values())), strict=True))
+
+        def answers(number: int, clauses: Sequence[Clause]) -> list[Answer]:
+            return [(clause, clean[_place(number, clause)]) for clause in clauses]
+
+        return [
+            q.guidance.combine(answers(number, side.positive), answers(number, side.negative), q.x, q.sigma)
+            for number, (q, side) in enumerate(zip(questions, sides, strict=True))
+        ]
+
+    def predict(self, rows: "Sequence[_Evaluation]") -> Tensor:
+        """Return the clean latents (B, C, h, w) of evaluations of one latent each and of one shape."""
+        x = torch.cat([row.x for row in rows]).float()
+        sigma = _column([row.sigma for row in rows], x.device)[:, None, None, None]
+        scaled = x / (sigma**2 + 1).sqrt()
+        inputs = Inputs(scaled, _column([row.timestep for row in rows], x.device), _stacked(rows), _added(rows))
+        beside = [row.concat for row in rows if row.concat is not None]
+        seen = torch.cat([scaled, torch.cat(beside).float()], dim=1) if beside else scaled
+        more = {} if inputs.added is None else {"added_cond_kwargs": inputs.added}
+        dtype = self.unet.dtype
+        with torch.no_grad():
+            more |= _cast(residuals(inputs, [row.controls for row in rows]), dtype)
+            output = self.unet(seen.to(dtype), inputs.timesteps, inputs.tokens.to(dtype), return_dict=False, **more)[0]
+        self.called(len(x))
+        return _clean(self.table.prediction, x, output.float(), sigma)
+
+    def _timestep(self, question: Question) -> float:
+        """Return the timestep that the UNet is told."""
+        read = self.table.nearest if question.guidance.whole_timesteps else self.table.timestep
+        return float(read(question.sigma))
+
+    def _answers(self, asked: Sequence["_Evaluation"]) -> list[Tensor]:
+        """Predict for evaluations of any shapes, by as few UNet calls as there can be."""
+        predicted: dict[int, Tensor] = {}
+        for group in _groups(asked):
+            predicted.update(zip(group, self._together([asked[position] for position in group]), strict=True))
+        return [predicted[position] for position in range(len(asked))]
+
+    def _together(self, evaluations: Sequence["_Evaluation"]) -> list[Tensor]:
+        """Predict for evaluations of one latent shape, as many latents at a time as a UNet call takes."""
+        rows = [row for each in evaluations for row in each.rows()]
+        most = self.batch or max(1, MOST_CELLS // rows[0].x[0, 0].numel())
+        parts = [self.predict(rows[start : start + most]) for start in range(0, len(rows), most)]
+        return list(torch.split(torch.cat(parts), [len(each.x) for each in evaluations]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Evaluation:
+    """One part of a question: its latents under one clause, with what is concatenated to them and who else steers."""
+
+    x: Tensor
+    sigma: float
+    timestep: float
+    clause: Clause
+    concat: Tensor | None
+    controls: tuple[Control, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """The length of the conditioning."""
+        return self.clause.tokens.shape[1]
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What is alike within a UNet call: the latent's shape, how much is concatenated to it and said beside."""
+        channels = 0 if self.concat is None else self.concat.shape[1]
+        pooled = None if self.clause.pooled is None else self.clause.pooled.shape[1]
+        return self.x.shape[1:], channels, pooled, len(self.clause.sizes)
+
+    def rows(self) -> "Iterator[_Evaluation]":
+        """The same for each of its latents alone."""
+        if len(self.x) == 1:
+            yield self
+            return
+        for index in range(len(self.x)):
+            clause = replace(
+                self.clause, tokens=_row(self.clause.tokens, index), pooled=_optional_row(self.clause.pooled, index)
+            )
+            controls = tuple(replace(control, hint=_row(control.hint, index)) for control in self.controls)
+            yield replace(
+                self,
+                x=self.x[index : index + 1],
+                clause=clause,
+                concat=_optional_row(self.concat, index),
+                controls=controls,
+            )
+
+
+def _evaluation(question: Question, timestep: float, clause: Clause) -> _Evaluation:
+    """What a question asks under one clause: of its box alone, where it has one."""
+    guidance, box = question.guidance, clause.box
+    controls = tuple(control for control in guidance.controls if control.counts(question.sigma))
+    x, concat = question.x, guidance.concat
+    if box is not None and box.within((x.shape[2], x.shape[3])):
+        scales = [control.hint.shape[2] // x.shape[2] for control in controls]
+        controls = tuple(
+            replace(control, hint=box.cut(control.hint, scale))
+            for control, scale in zip(controls, scales, strict=True)
+        )
+        x, concat = box.cut(x), None if concat is None else box.cut(concat)
+    return _Evaluation(x, question.sigma, timestep, clause, concat, controls)
+
+
+def _row(data: Tensor, index: int) -> Tensor:
+    return data if len(data) == 1 else data[index : index + 1]
+
+
+def _optional_row(data: Tensor | None, index: int) -> Tensor | None:
+    return None if data is None else _row(data, index)
+
+
+def _groups(evaluations: Sequence[_Evaluation]) -> Iterator[list[int]]:
+    """Group positions of evaluations that one UNet call can answer."""
+    for alike in grouped(range(len(evaluations)), lambda position: evaluations[position].shape):
+        if math.lcm(*(evaluations[position].tokens for position in alike)) <= LONGEST_SHARED:
+            yield alike
+        else:
+            yield from grouped(alike, lambda position: evaluations[position].tokens)
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], object]) -> Iterable[list[Item]]:
+    """Group items of equal keys, in order of first appearance."""
+    groups: dict[object, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups.values()
+
+
+def _stacked(rows: Sequence[_Evaluation]) -> Tensor:
+    """Return one conditioning per latent, (B, tokens, D), all repeated to a length that they share."""
+    tokens = math.lcm(*(row.tokens for row in rows))
+    return torch.cat([row.clause.tokens.repeat(1, tokens // row.tokens, 1) for row in rows])
+
+
+def _added(rows: Sequence[_Evaluation]) -> dict[str, Tensor] | None:
+    """What SDXL's UNets take beside the conditionings: pooled states (B, P) and sizes (B, 5 or 6)."""
+    pooled = [row.clause.pooled for row in rows if row.clause.pooled is not None]
+    if not pooled:
+        return None
+    sizes = torch.tensor([row.clause.sizes for row in rows]).to(pooled[0].device, non_blocking=True)
+    return {"text_embeds": torch.cat(pooled), "time_ids": sizes}
+
+
+def _cast(states: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The residuals of ControlNets in the UNet's dtype."""
+    return {
+        name: tuple(state.to(dtype) for state in value) if isinstance(value, tuple) else value.to(dtype)
+        for name, value in states.items()
+    }
+
+
+_Place: TypeAlias = tuple[object, ...]
+
+
+def _place(number: int, clause: Clause) -> _Place:
+    """Say which conditioning of question `number` this is: one memory, one conditioning."""
+    memory = [None if data is None else _memory(data) for data in (clause.tokens, clause.pooled)]
+    return number, *memory, clause.sizes, clause.box
+
+
+def _memory(data: Tensor) -> tuple[object, ...]:
+    return data.data_ptr(), data.shape, data.stride()
+
+
+def _column(values: Sequence[float], device: torch.device) -> Tensor:
+    """Return float32 values on the device without waiting for it."""
+    return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
+
+
+def _clean(prediction: Prediction, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+    """Turn a UNet's output into the clean latent, in the coordinates of x = clean + sigma * noise."""
+    if prediction == "v_prediction":
+        return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
+    return x - output * sigma
