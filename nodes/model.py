@@ -58,3 +58,14 @@ def loras(unet: Unet, text: TextEncoder, loras: Loras) -> Patched:
     on_unet = tuple((digest, strength) for digest, _, strength in loras.entries if strength)
     on_text = tuple((digest, strength) for digest, strength, _ in loras.entries if strength)
     return Patched(replace(unet, patches=unet.patches + on_unet), replace(text, patches=text.patches + on_text))
+
+
+@node("model.sampling", version=1)
+def sampling(unet: Unet, prediction: Prediction | None = None, zero_snr: bool | None = None) -> Unet:
+    """Say what a UNet was trained to predict, and on which noise, where its checkpoint does not.
+
+    `zero_snr` are noise levels that end in noise without any signal (Lin et al. 2023). What is not given stays as the
+    checkpoint says, or as its tensors show.
+    """
+    given = unet.prediction if prediction is None else prediction
+    return replace(unet, prediction=given, zero_snr=unet.zero_snr if zero_snr is None else zero_snr)

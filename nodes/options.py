@@ -41,6 +41,7 @@ def options(
     noise_multiplier: Annotated[float, Ge(0), Le(1.5)] = 1.0,
     extra_noise: Share = 0.0,
     seed_delta: Annotated[int, Ge(0), Le(2**32)] = 0,
+    cfg_rescale: Share = 0.0,
 ) -> SampleOptions:
     """Tell a sampler more than `sample` does; what it does not take has no effect, so a plot over samplers works.
 
@@ -56,7 +57,8 @@ def options(
     own. `levels` are those of the schedule "custom", descending and without a 0 at the end. `discard_penultimate`
     leaves out the last level above 0, as some samplers always do. `noise_multiplier` scales the noise that a picture
     begins with, and `extra_noise` adds as much more of it, whatever the level. `seed_delta` is added to the seed that
-    ancestral samplers draw the steps' noise from (the WebUI's ENSD).
+    ancestral samplers draw the steps' noise from (the WebUI's ENSD). `cfg_rescale` takes back that share of the
+    contrast that a high cfg adds; models that predict v were trained for about 0.7.
     """
     return SampleOptions(
         eta=eta,
@@ -79,6 +81,7 @@ def options(
         noise_multiplier=noise_multiplier,
         extra_noise=extra_noise,
         seed_delta=seed_delta,
+        cfg_rescale=cfg_rescale,
     )
 
 

@@ -15,18 +15,20 @@ from engine.context import Context
 from engine.errors import Cancelled
 from engine.node import node
 from nodes.diffusion.drive import Result, Run, drive
-from nodes.diffusion.guidance import Denoiser, Guidance, Question, grouped, guided
+from nodes.diffusion.denoise import Denoiser, grouped
+from nodes.diffusion.guidance import Guidance, Question, guided
 from nodes.diffusion.noise import Streams, brownian
 from nodes.diffusion.sampler import SAMPLERS, evaluations
 from nodes.diffusion.schedule import SCHEDULES, Convention, plan
-from nodes.diffusion.step import Steps
+from nodes.diffusion.step import Predicted, Steps
 from nodes.diffusion.table import NoiseSchedule
 from nodes.noise import streams
 from nodes.options import keywords, limits
-from nodes.steering import check_prompts, concatenated, kept
+from nodes.steering import check_prompts, concatenated, controls, kept, spoken
 from nodes.types import (
     Colours,
     Conditioning,
+    Control,
     Fraction,
     Image,
     InpaintConditioning,
@@ -121,6 +123,7 @@ class _Call:
     mask: Mask | None = None
     soft: Soft | None = None
     inpaint: InpaintConditioning | None = None
+    control: Control | None = None
     options: SampleOptions = PLAIN
     convention: Convention = "exact"
     round_mask: bool = True
@@ -157,7 +160,7 @@ def sample_many(calls: Sequence[Mapping[str, Any]]) -> list[Latent | BaseExcepti
     return [results[position] for position in range(len(calls))]
 
 
-@node("sample", version=4, many=sample_many)
+@node("sample", version=5, many=sample_many)
 def sample(
     unet: Unet,
     positive: Conditioning,
@@ -169,6 +172,7 @@ def sample(
     mask: Mask | None = None,
     soft: Soft | None = None,
     inpaint: InpaintConditioning | None = None,
+    control: Control | None = None,
     options: SampleOptions | None = None,
     steps: Annotated[int, Ge(1), Le(1000)] = 20,
     cfg: Annotated[float, Ge(0), Le(100)] = 7.0,
@@ -193,7 +197,7 @@ def sample(
     1 and the prompt has one part. With a mask only the repainted area changes: on every step the predicted latent is
     replaced by the original outside of it. The mask is rounded to whole latent cells; without `round_mask` its greys
     mix both. `soft` reads greys as how much may change instead. `inpaint` is what an inpainting model wants to see of
-    picture and mask; other models ignore it. One latent serves all pictures of the noise, or there is one for each.
+    picture and mask; other models ignore it. `control` are ControlNets, from `controlnet.apply`. One latent serves all pictures of the noise, or there is one for each.
 
     Of the steps those from `first` on and before `last` run, counted from 0. What is left out at the end is made up for
     in the last step, unless `leftover` noise is to stay for another `sample`, which begins there and adds none of its
@@ -214,6 +218,7 @@ def sample(
         mask=mask,
         soft=soft,
         inpaint=inpaint,
+        control=control,
         options=options or PLAIN,
         convention=convention,
         round_mask=round_mask,
@@ -227,7 +232,7 @@ def sample(
     return result
 
 
-def _answer(asked: Sequence[_Asked]) -> list[torch.Tensor]:
+def _answer(asked: Sequence[_Asked]) -> list[Predicted]:
     """Answer the questions of calls of one model; the first of them keeps count."""
     first = asked[0]
     counted = partial(first.call.context.measure, "unet_calls")
@@ -266,15 +271,33 @@ def _sampling(call: _Call, model: UnetModel) -> _Run[torch.Tensor]:
     sigmas = way.levels
     if len(sigmas) < 2:
         return start
-    check_prompts(call.positive, call.negative, call.cfg, model)
-    concat = concatenated(call.inpaint, start, model)
-    guidance = Guidance(call.positive, call.negative, call.cfg, keeper, concat, whole_timesteps=comfy)
+    guidance = replace(_guidance(call, start, model), repaint=keeper)
     steps = _steps(call, start, drawn, way, model.table)
     total = evaluations(call.sampler, sigmas, **_told(call)) or call.steps
     with closing(
         guided(steps, guidance, call.steps * sampler.asks, call.first * sampler.asks, finished=sigmas[-1] == 0)
     ) as run:
         return (yield from _reported(run, total, call, model))
+
+
+def _guidance(call: _Call, start: torch.Tensor, model: UnetModel) -> Guidance:
+    """What steers the call, but for its mask."""
+    unguided, downscale = SAMPLERS[call.sampler].unguided, call.latent.space.downscale
+    check_prompts(call.positive, call.negative, call.cfg, model, unguided=unguided)
+    nets = [call.context.model(hint.net) for hint in call.control.hints] if call.control else []
+    negative = None
+    if call.negative is not None:
+        negative = spoken(call.negative, start, downscale, model, negative=True)
+    return Guidance(
+        spoken(call.positive, start, downscale, model, negative=False),
+        negative,
+        call.cfg,
+        concat=concatenated(call.inpaint, start, model),
+        whole_timesteps=call.convention == "comfy",
+        controls=controls(call.control, nets, start, downscale, model),
+        rescale=call.options.cfg_rescale,
+        unguided=unguided,
+    )
 
 
 class _Way(NamedTuple):
@@ -365,6 +388,7 @@ def _pictures(call: _Call) -> Iterator[_Call]:
         row = slice(index, index + 1)
         yield replace(
             call,
+            control=None if call.control is None else _alone(call.control, row),
             noise=replace(noise, seeds=(seed,), variations=noise.variations[row], places=noise.places[row]),
             latent=latent if len(latent.data) == 1 else replace(latent, data=latent.data[row]),
             mask=mask if mask is None or len(mask.data) == 1 else replace(mask, data=mask.data[row]),
@@ -372,17 +396,25 @@ def _pictures(call: _Call) -> Iterator[_Call]:
         )
 
 
+def _alone(control: Control, row: slice) -> Control:
+    """The ControlNets for one picture."""
+    images, masks = (
+        tuple(data if len(data) <= 1 else data[row] for data in several) for several in (control.images, control.masks)
+    )
+    return replace(control, images=images, masks=masks)
+
+
 def _reported(
-    run: Generator[Question, torch.Tensor, torch.Tensor], total: int, call: _Call, model: UnetModel
+    run: Generator[Question, Predicted, torch.Tensor], total: int, call: _Call, model: UnetModel
 ) -> _Run[torch.Tensor]:
     """Tell the call's context of every answer: there it may be cancelled, and shown."""
     call.context.progress(0, total)
     try:
         question = next(run)
         for done in count(1):
-            denoised = yield _Asked(call, model, question)
-            call.context.progress(min(done, total), total, partial(_picture, call, denoised))
-            question = run.send(denoised)
+            answer = yield _Asked(call, model, question)
+            call.context.progress(min(done, total), total, partial(_picture, call, answer.guided))
+            question = run.send(answer)
     except StopIteration as end:
         result: torch.Tensor = end.value
     return result

@@ -13,7 +13,7 @@ from nodes.prompt import written
 from nodes.types import Conditioning, Embedding, Prompt, TextEncoder
 
 
-@node("text.encode", version=2)
+@node("text.encode", version=3)
 def encode(
     encoder: TextEncoder,
     context: Context,
@@ -29,18 +29,21 @@ def encode(
     [cat|dog] on each step, `fox :1.2 AND snow` joins prompts, and the name of an embedding stands for its vectors. A
     `negative` text is not split at AND. `weighting` is what weights do to the encoder's states: a1111 keeps the mean of
     each chunk, no_norm does not, ignore drops them, none takes brackets as text, comfy reads and weighs as ComfyUI. A
-    linked `prompt` goes before `text`, and knows itself whether it is negative.
+    linked `prompt` goes before `text`, and knows itself whether it is negative. For SDXL an empty negative text is all
+    zeros, but with `comfy`.
     """
     given = written(text, negative=negative) if prompt is None else prompt
     model = context.model(encoder)
     vectors = {name: context.model(Embedding(digest)) for name, digest in given.embeddings}
     reading = encoding.Reading(weighting, encoder.clip_skip, vectors)
-    return Conditioning(
-        *encoding.encode_prompt(given.text, model.tokenizer, model.encoder, reading, negative=given.negative)
-    )
+    encoded, parts = encoding.encode_prompt(given.text, model.towers, reading, negative=given.negative)
+    return Conditioning(encoded.states, parts, encoded.pooled)
 
 
 @node("text.clip_skip", version=1)
 def clip_skip(encoder: TextEncoder, skip: Annotated[int, Ge(1), Le(12)] = 1) -> TextEncoder:
-    """Leave out the last `skip` - 1 layers of a text encoder; 1 leaves out none, some models were trained with 2."""
+    """Leave out the last `skip` - 1 layers of a text encoder; 1 leaves out none, some models were trained with 2.
+
+    SDXL was trained with 2, and 1 means the same there.
+    """
     return replace(encoder, clip_skip=skip)

@@ -1,9 +1,9 @@
 """What travels on the wires. Every convention is stated once, here, in its type's docstring."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -20,7 +20,8 @@ from engine.socket import Socket
 from nodes.diffusion import embedding, load, lora, preview, upscale
 from nodes.diffusion.noise import Source
 from nodes.diffusion.prompt import Part
-from nodes.diffusion.table import NoiseSchedule
+from nodes.diffusion.table import NoiseSchedule, Prediction
+from nodes.diffusion.tower import Tower
 
 M = TypeVar("M")
 
@@ -162,31 +163,50 @@ class Loras(Socket):
         return 64 + 256 * len(self.entries)
 
 
+def _nothing() -> torch.Tensor:
+    return torch.empty(0, 0)
+
+
 @dataclass(frozen=True, eq=False)
 class Conditioning(TensorSocket):
     """What a prompt means to a UNet: float32, U x (77 k) x D hidden states. Known by recipe.
 
     A row stands for one text; a prompt that changes while it is sampled has several. The parts are the prompts joined
-    by AND, each with its weight and with the rows of its texts. So it does not depend on the number of steps.
+    by AND, each with its weight, with the rows of its texts, and with its scope: where, when and for which size it
+    counts. So it does not depend on the number of steps. `pooled`, U x P in float32, is what SDXL takes beside; empty
+    for other models. `masks`, uint8 1 x 1 x H x W each, are those that scopes name.
     """
 
     by_value = False
 
     data: torch.Tensor
     parts: tuple[Part, ...] = (Part(),)
+    pooled: torch.Tensor = field(default_factory=_nothing)
+    masks: tuple[torch.Tensor, ...] = ()
 
     def check(self) -> None:
-        """Rank, dtype, no NaN, and parts that name rows that there are."""
+        """Rank, dtype, no NaN, and parts that name rows and masks that there are."""
         if self.data.ndim != 3 or self.data.dtype != torch.float32 or not bool(torch.isfinite(self.data).all()):
             raise ValueError(f"expected finite float32 U x L x D, got {self.data.dtype} {tuple(self.data.shape)}")
         named = {row for part in self.parts for _, row in part.rows}
         if named != set(range(len(self.data))):
             raise ValueError(f"expected a text for each of {len(self.data)} rows, got parts with rows {sorted(named)}")
+        if self.pooled.numel() and (self.pooled.ndim != 2 or len(self.pooled) != len(self.data)):
+            raise ValueError(f"expected pooled states {len(self.data)} x P, got {tuple(self.pooled.shape)}")
+        for mask in self.masks:
+            _rank(mask, torch.uint8, 1)
+        beyond = [part.scope.mask for part in self.parts if (part.scope.mask or 0) >= max(1, len(self.masks))]
+        if beyond:
+            raise ValueError(f"expected masks 0..{len(self.masks) - 1}, got a part with mask {beyond[0]}")
 
-    def at(self, call: int, calls: int) -> tuple[tuple[float, torch.Tensor], ...]:
-        """(weight, 1 x L x D) of each part at model call `call` (from 0) of `calls`."""
-        rows = ((part.weight, part.row(call, calls)) for part in self.parts)
-        return tuple((weight, self.data[row : row + 1]) for weight, row in rows)
+    def at(self, call: int, calls: int) -> tuple[tuple[Part, int], ...]:
+        """Each part, and its row, at model call `call` (from 0) of `calls`."""
+        return tuple((part, part.row(call, calls)) for part in self.parts)
+
+    def scoped(self, **changes: Any) -> Self:
+        """The same with other scopes in all parts."""
+        parts = tuple(replace(part, scope=replace(part.scope, **changes)) for part in self.parts)
+        return replace(self, parts=parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,10 +291,18 @@ class SampleOptions(Socket):
     noise_multiplier: float = 1.0
     extra_noise: float = 0.0
     seed_delta: int = 0
+    cfg_rescale: float = 0.0
 
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 """Number format of a model's weights; `auto` is float32 on a CPU and float16 on a GPU (the VAE stays float32)."""
+
+
+def _number_format(precision: Precision, place: str) -> torch.dtype:
+    if precision != "auto":
+        found: torch.dtype = getattr(torch, precision)
+        return found
+    return torch.float32 if place == "cpu" else torch.float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,10 +321,7 @@ class _Part(ModelRef[Any]):
         return files.locate(bytes.fromhex(self.digest))
 
     def _dtype(self, place: str) -> torch.dtype:
-        if self.precision != "auto":
-            found: torch.dtype = getattr(torch, self.precision)
-            return found
-        return torch.float32 if place == "cpu" else torch.float16
+        return _number_format(self.precision, place)
 
     def _unchanged(self, files: Files, module: M) -> M:
         """What was loaded, now that it is certain that the files did not change meanwhile."""
@@ -331,11 +356,10 @@ class UnetModel:
 
 @dataclass(frozen=True)
 class TextModel:
-    """A text encoder with its tokenizer; `own` as in UnetModel."""
+    """The text encoders of a model with their tokenizers; `own` as in UnetModel, for each."""
 
-    tokenizer: Any
-    encoder: Any
-    own: tuple[str, ...] | None = None
+    towers: tuple[Tower, ...]
+    own: tuple[tuple[str, ...] | None, ...]
 
 
 def _own_bytes(module: torch.nn.Module, own: tuple[str, ...] | None) -> int:
@@ -347,15 +371,20 @@ def _own_bytes(module: torch.nn.Module, own: tuple[str, ...] | None) -> int:
 class Unet(_Part):
     """The UNet of a checkpoint, with LoRAs. A model reference: loaded when a node asks for it.
 
-    `inputs` is how many channels it takes: those of a latent, or more for an inpainting model.
+    `inputs` is how many channels it takes: those of a latent, or more for an inpainting model. `prediction` and
+    `zero_snr`, noise levels that end without any signal, are None where the checkpoint says them.
     """
 
     inputs: int = 4
     patches: Patches = ()
+    prediction: Prediction | None = None
+    zero_snr: bool | None = None
 
     @property
     def base(self) -> Self | None:
-        """The same without LoRAs."""
+        """The same as the checkpoint says, then without LoRAs."""
+        if (self.prediction, self.zero_snr) != (None, None):
+            return replace(self, prediction=None, zero_snr=None)
         return replace(self, patches=()) if self.patches else None
 
     def load(self, files: Files, place: str) -> UnetModel:
@@ -364,9 +393,15 @@ class Unet(_Part):
         return self._unchanged(files, UnetModel(load.unet(folder, dtype=dtype, device=place), load.schedule(folder)))
 
     def patched(self, module: UnetModel, files: Files, place: str) -> UnetModel:
-        """Put the LoRAs on it."""
+        """Put the LoRAs on it, or other noise levels beside it."""
+        if (self.prediction, self.zero_snr) != (None, None):
+            return UnetModel(module.unet, self._table(module.table), ())
         unet, own = _patched(module.unet, "unet", self.patches, files)
         return UnetModel(unet, module.table, own)
+
+    def _table(self, table: NoiseSchedule) -> NoiseSchedule:
+        table = table if self.prediction is None else table.with_prediction(self.prediction)
+        return table if self.zero_snr is None else table.with_zero_snr(self.zero_snr)
 
     def module_bytes(self, module: object) -> int:
         """Bytes of the weights that it shares with no other."""
@@ -392,22 +427,75 @@ class TextEncoder(_Part):
         return replace(self, patches=()) if self.patches else None
 
     def load(self, files: Files, place: str) -> TextModel:
-        """Load both."""
-        folder, dtype = self._folder(files), self._dtype(place)
-        encoder = load.text_encoder(folder, dtype=dtype, device=place)
-        return self._unchanged(files, TextModel(load.tokenizer(folder), encoder))
+        """Load them all."""
+        towers = load.towers(self._folder(files), dtype=self._dtype(place), device=place)
+        return self._unchanged(files, TextModel(towers, (None,) * len(towers)))
 
     def patched(self, module: TextModel, files: Files, place: str) -> TextModel:
-        """Put the LoRAs on it; layers are skipped by whoever uses it."""
+        """Put the LoRAs on them; layers are skipped by whoever uses them."""
         if self.clip_skip != 1:
-            return replace(module, own=())
-        encoder, own = _patched(module.encoder, "text_encoder", self.patches, files)
-        return TextModel(module.tokenizer, encoder, own)
+            return replace(module, own=((),) * len(module.towers))
+        made, own = [], []
+        for tower in module.towers:
+            encoder, names = _patched(tower.encoder, "text_encoder", self.patches, files)
+            made.append(replace(tower, encoder=encoder))
+            own.append(names)
+        return TextModel(tuple(made), tuple(own))
 
     def module_bytes(self, module: object) -> int:
-        """Bytes of the weights that it shares with no other."""
+        """Bytes of the weights that they share with no others."""
         assert isinstance(module, TextModel)
-        return _own_bytes(module.encoder, module.own)
+        return sum(_own_bytes(tower.encoder, own) for tower, own in zip(module.towers, module.own, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class ControlNet(ModelRef[Any]):
+    """A ControlNet, by the sha256 of its files. A model reference: loaded when a node asks for it."""
+
+    digest: str
+    precision: Precision = "auto"
+
+    def load(self, files: Files, place: str) -> Any:
+        """Load it."""
+        digest = bytes.fromhex(self.digest)
+        net = load.controlnet(files.locate(digest), dtype=_number_format(self.precision, place), device=place)
+        files.locate(digest)
+        return net
+
+    def module_bytes(self, module: object) -> int:
+        """Bytes of the weights."""
+        assert isinstance(module, torch.nn.Module)
+        return _own_bytes(module, None)
+
+
+class Hint(NamedTuple):
+    """How a ControlNet is used: how strongly, and between which shares of the noise's way down, 0 at the top."""
+
+    net: ControlNet
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Control(TensorSocket):
+    """ControlNets at work, one after another: pictures to follow, uint8 N x 3 x H x W, and how. Known by content.
+
+    Each has a mask, uint8 N x 1 x H x W with 255 where an inpainting ControlNet is to see nothing; 0 x 1 x 1 x 1 where
+    there is none.
+    """
+
+    hints: tuple[Hint, ...]
+    images: tuple[torch.Tensor, ...]
+    masks: tuple[torch.Tensor, ...]
+
+    def check(self) -> None:
+        """A picture and a mask for each."""
+        if not len(self.hints) == len(self.images) == len(self.masks):
+            counts = f"{len(self.hints)}, {len(self.images)} and {len(self.masks)}"
+            raise ValueError(f"expected as many ControlNets as pictures and masks, got {counts}")
+        for image in self.images:
+            _rank(image, torch.uint8, 3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,16 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TypeAlias, TypeVar
 
-from torch import Tensor
+from nodes.diffusion.step import Predicted
 
 Question = TypeVar("Question")
 Result = TypeVar("Result")
-Run: TypeAlias = Generator[Question, Tensor, Result]
+Run: TypeAlias = Generator[Question, Predicted, Result]
 
 
 def drive(
     runs: Sequence[Run[Question, Result]],
-    answer: Callable[[list[Question]], list[Tensor]],
+    answer: Callable[[list[Question]], list[Predicted]],
 ) -> list[Result]:
     """Advance `runs` to their ends, one question each a round, and return their results in order.
 
@@ -35,7 +35,7 @@ def drive(
 
 def _advance(
     runs: Sequence[Run[Question, Result]],
-    answers: Mapping[int, Tensor | None],
+    answers: Mapping[int, Predicted | None],
     results: dict[int, Result],
 ) -> dict[int, Question]:
     """Hand each answered run its answer; return the next questions and note the results of runs that ended."""

@@ -26,6 +26,8 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple, TypeAlias
 
+from nodes.diffusion.scope import EVERYWHERE, Scope
+
 MAX_CHARACTERS = 50_000
 """Length of a prompt."""
 MAX_TEXTS = 64
@@ -525,11 +527,15 @@ def _set_weight(pieces: list[str], opening: int, closing: int) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of the prompts joined by AND: its weight, how it is written, and the row of each text it can stand for."""
+    """One of the prompts joined by AND: its weight, how it is written, and the row of each text it can stand for.
+
+    Its scope says where, when and for which size it counts.
+    """
 
     weight: float = 1.0
     source: str = ""
     rows: tuple[tuple[str, int], ...] = (("", 0),)
+    scope: Scope = EVERYWHERE
 
     def row(self, call: int, calls: int) -> int:
         """Where the text of model call `call` (from 0) of `calls` stands in the conditioning."""

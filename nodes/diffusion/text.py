@@ -11,6 +11,9 @@ words know only their own chunk. What weights do to the hidden states z of a chu
 
 The first four are the WebUI's "Emphasis" modes. There the mean goes over all texts of a prompt that changes while it is
 sampled; here every text is encoded as if it stood alone, so editing one word does not dim the others.
+
+A model may have two text encoders, as SDXL has: each makes its own states of the same chunks, and these stand side by
+side. The last of them also makes pooled states of the first chunk, which no weight changes.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,9 +43,10 @@ from nodes.diffusion.prompt import (
     texts,
     unweighted,
 )
+from nodes.diffusion.tower import Tower
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
 Weighting = Literal["a1111", "no_norm", "ignore", "none", "comfy"]
 
@@ -60,7 +64,8 @@ MAX_WEIGHT = 1000.0
 class Reading:
     """How texts are encoded: the weighting, the layer, and the vectors (N x D) of embeddings by name.
 
-    `clip_skip` counts layers from the end: 1 is the last one, 2 leaves one out; the final layer norm always follows.
+    `clip_skip` counts layers from the end: 1 is the last one, 2 leaves one out, and the final layer norm follows. Models
+    with pooled states, SDXL's, never take the last layer, and no norm: there 1 and 2 are the last layer but one.
     """
 
     weighting: Weighting = "a1111"
@@ -85,48 +90,57 @@ Unit: TypeAlias = tuple[Slot, ...]
 Chunk: TypeAlias = list[Slot]
 
 
-def encode(text: str, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, reading: Reading = PLAIN) -> Tensor:
-    """Return the conditioning of one text: float32 hidden states (1, 77 * k, D) of its k chunks, one after another.
+class Encoded(NamedTuple):
+    """States (U, 77 * k, D), and pooled states (U, P), with P 0 for models that have none; float32."""
+
+    states: Tensor
+    pooled: Tensor
+
+
+def encode(text: str, towers: Sequence[Tower], reading: Reading = PLAIN) -> Encoded:
+    """Return the conditioning of one text: hidden states of its k chunks, one after another, in one row.
 
     The text has weights, BREAK and embeddings, but no editing and no AND: `encode_prompt` splits those. The result is
-    on the encoder's device. Raises PromptError for an embedding that does not fit, a weight beyond MAX_WEIGHT, and a
-    clip skip beyond the encoder's layers.
+    on the encoders' device. Raises PromptError for an embedding that does not fit, a weight beyond MAX_WEIGHT, and a
+    clip skip beyond the encoders' layers.
     """
-    _check_skip(reading, encoder)
-    split = _chunks_for(encoder, text, tokenizer, reading)
+    _check_skip(reading, towers)
+    split = _chunks_for(towers, text, reading)
     _check_size(len(split))
-    return _encoded(split, tokenizer, encoder, reading)
+    return _encoded(split, towers, reading)
 
 
 def encode_prompt(
-    prompt: str,
-    tokenizer: CLIPTokenizer,
-    encoder: CLIPTextModel,
-    reading: Reading = PLAIN,
-    *,
-    negative: bool = False,
-) -> tuple[Tensor, tuple[Part, ...]]:
-    """Encode a prompt with all that it can stand for: rows (U, 77 * k, D), and the parts that say which row counts.
+    prompt: str, towers: Sequence[Tower], reading: Reading = PLAIN, *, negative: bool = False
+) -> tuple[Encoded, tuple[Part, ...]]:
+    """Encode a prompt with all that it can stand for: a row for each text, and the parts that say which row counts.
 
     A negative prompt knows no AND, and ComfyUI's knows no editing either. All rows are of one length: the texts of a
-    part are filled up with empty chunks, and shorter parts with their last vector over and over, as in the WebUI.
-    Raises PromptError.
+    part are filled up with empty chunks, and shorter parts with their last vector over and over, as in the WebUI. An
+    empty negative prompt for SDXL is all zeros, as it was trained, but for ComfyUI's weighting. Raises PromptError.
     """
-    _check_skip(reading, encoder)
+    _check_skip(reading, towers)
     sources = _sources(prompt, reading.weighting, negative=negative)
     words = dict.fromkeys(text for _, _, found in sources for text in found)
-    split = {text: _chunks_for(encoder, text, tokenizer, reading) for text in words}
+    split = {text: _chunks_for(towers, text, reading) for text in words}
     _check_size(sum(map(len, split.values())))
-    states = {text: _encoded(found, tokenizer, encoder, reading) for text, found in split.items()}
-    blank = cache(partial(encode, "", tokenizer, encoder, reading))
-    lengths = [max(states[text].shape[1] for text in found) for _, _, found in sources]
+    states = {text: _encoded(found, towers, reading) for text, found in split.items()}
+    if negative and not prompt and pooling(towers) and reading.weighting != "comfy":
+        states[prompt] = Encoded(*map(torch.zeros_like, states[prompt]))
+    blank = cache(lambda: encode("", towers, reading).states)
+    lengths = [max(states[text].states.shape[1] for text in found) for _, _, found in sources]
     rows: dict[tuple[str, int], int] = {}
     parts = tuple(
         Part(weight, source, tuple((text, rows.setdefault((text, length), len(rows))) for text in found))
         for (weight, source, found), length in zip(sources, lengths, strict=True)
     )
-    data = [_held(_padded(states[text], blank, length), max(lengths)) for text, length in rows]
-    return torch.cat(data), parts
+    data = [_held(_padded(states[text].states, blank, length), max(lengths)) for text, length in rows]
+    return Encoded(torch.cat(data), torch.cat([states[text].pooled for text, _ in rows])), parts
+
+
+def pooling(towers: Sequence[Tower]) -> bool:
+    """Whether a model takes pooled states, as SDXL does: its last text encoder has a projection."""
+    return getattr(towers[-1].encoder, "text_projection", None) is not None
 
 
 def chunks(
@@ -250,18 +264,35 @@ def _grouped(groups: Iterable[Sequence[Unit]], room: int) -> list[Chunk]:
     return filled
 
 
-def _encoded(split: Sequence[Chunk], tokenizer: CLIPTokenizer, encoder: CLIPTextModel, reading: Reading) -> Tensor:
-    """Hidden states of the chunks of one text, weighed, one chunk after another."""
-    states = _states(split, tokenizer, encoder, reading.clip_skip)
+def _encoded(split: Sequence[Chunk], towers: Sequence[Tower], reading: Reading) -> Encoded:
+    """Hidden states of the chunks of one text, weighed, one chunk after another; pooled ones of the first."""
+    states, pooled, start = [], torch.empty(1, 0), 0
+    layer = max(2, reading.clip_skip) if pooling(towers) else reading.clip_skip
+    for tower in towers:
+        made = _states(split, tower, start, layer, normed=not pooling(towers))
+        states.append(_weighed(made.states, split, tower, start, layer, reading.weighting, towers))
+        pooled, start = made.pooled[:1], start + tower.encoder.config.hidden_size
+    joined_states = torch.cat(states, dim=2)
+    return Encoded(joined_states.reshape(1, -1, joined_states.shape[2]), pooled)
+
+
+def _weighed(
+    states: Tensor,
+    split: Sequence[Chunk],
+    tower: Tower,
+    start: int,
+    layer: int,
+    weighting: Weighting,
+    towers: Sequence[Tower],
+) -> Tensor:
+    """What weights do to the states of one encoder."""
     weights = _weights(split, states.shape[1]).to(states.device)
-    if reading.weighting == "comfy" and bool((weights != 1).any()):
-        blank = _states([[]], tokenizer, encoder, reading.clip_skip)
-        states = torch.where(weights == 1, states, (states - blank) * weights + blank)
-    elif reading.weighting == "a1111":
-        states = _restored(states * weights, states)
-    elif reading.weighting == "no_norm":
-        states = states * weights
-    return states.reshape(1, -1, states.shape[-1])
+    if weighting == "comfy" and bool((weights != 1).any()):
+        blank = _states([[]], tower, start, layer, normed=not pooling(towers)).states
+        return torch.where(weights == 1, states, (states - blank) * weights + blank)
+    if weighting == "a1111":
+        return _restored(states * weights, states)
+    return states * weights if weighting == "no_norm" else states
 
 
 def _restored(weighed: Tensor, states: Tensor) -> Tensor:
@@ -270,16 +301,23 @@ def _restored(weighed: Tensor, states: Tensor) -> Tensor:
     return weighed * torch.where(after == 0, torch.ones_like(after), before / after)
 
 
-def _states(split: Sequence[Chunk], tokenizer: CLIPTokenizer, encoder: CLIPTextModel, clip_skip: int) -> Tensor:
-    """Hidden states (k, window, D) of chunks, float32: of the last layer but clip_skip - 1, after the final norm."""
-    tokens = torch.tensor([framed(chunk, tokenizer, encoder.config.max_position_embeddings) for chunk in split])
-    with torch.no_grad(), _injected(split, encoder):
-        if clip_skip == 1:
-            states: Tensor = encoder(tokens.to(encoder.device)).last_hidden_state
+def _states(split: Sequence[Chunk], tower: Tower, start: int, layer: int, *, normed: bool) -> Encoded:
+    """Hidden states (k, window, D) of chunks, of one layer counted from the end, and pooled ones (k, P); float32.
+
+    Of an embedding's vectors the encoder takes its own part, which begins at `start`.
+    """
+    encoder = tower.encoder
+    tokens = torch.tensor([framed(chunk, tower.tokenizer, encoder.config.max_position_embeddings) for chunk in split])
+    with torch.no_grad(), _injected(split, encoder, start):
+        if layer == 1:
+            given = encoder(tokens.to(encoder.device))
+            states = given.last_hidden_state
         else:
-            hidden = encoder(tokens.to(encoder.device), output_hidden_states=True).hidden_states[-clip_skip]
-            states = _final_norm(encoder)(hidden)
-    return states.float()
+            given = encoder(tokens.to(encoder.device), output_hidden_states=True)
+            states = given.hidden_states[-layer]
+            states = _final_norm(encoder)(states) if normed else states
+    pooled = getattr(given, "text_embeds", None)
+    return Encoded(states.float(), states.new_empty(len(split), 0).float() if pooled is None else pooled.float())
 
 
 def framed(chunk: Chunk, tokenizer: CLIPTokenizer, window: int = 77) -> list[int]:
@@ -298,8 +336,9 @@ def _weights(split: Sequence[Chunk], window: int) -> Tensor:
 
 
 @contextmanager
-def _injected(split: Sequence[Chunk], encoder: CLIPTextModel) -> Iterator[None]:
+def _injected(split: Sequence[Chunk], encoder: Any, start: int) -> Iterator[None]:
     """Put the vectors of the chunks where the token embeddings would be, for as long as the context lasts."""
+    own = slice(start, start + encoder.config.hidden_size)
     places = [
         (row, column, slot.vector)
         for row, chunk in enumerate(split)
@@ -313,7 +352,7 @@ def _injected(split: Sequence[Chunk], encoder: CLIPTextModel) -> Iterator[None]:
     def replaced(_module: object, _given: object, embedded: Tensor) -> Tensor:
         embedded = embedded.clone()
         for row, column, vector in places:
-            embedded[row, column] = vector.to(embedded)
+            embedded[row, column] = vector[own].to(embedded)
         return embedded
 
     hook = encoder.get_input_embeddings().register_forward_hook(replaced)
@@ -323,7 +362,7 @@ def _injected(split: Sequence[Chunk], encoder: CLIPTextModel) -> Iterator[None]:
         hook.remove()
 
 
-def _final_norm(encoder: CLIPTextModel) -> Any:
+def _final_norm(encoder: Any) -> Any:
     return getattr(encoder, "text_model", encoder).final_layer_norm  # transformers 4 has a model inside of the model
 
 
@@ -340,14 +379,15 @@ def _held(states: Tensor, length: int) -> Tensor:
     return torch.cat([states, states[:, -1:].expand(-1, missing, -1)], dim=1) if missing else states
 
 
-def _chunks_for(encoder: CLIPTextModel, text: str, tokenizer: CLIPTokenizer, reading: Reading) -> list[Chunk]:
-    """The chunks of a text that an encoder takes."""
-    config = encoder.config
-    return chunks(text, tokenizer, config.max_position_embeddings, reading, width=config.hidden_size)
+def _chunks_for(towers: Sequence[Tower], text: str, reading: Reading) -> list[Chunk]:
+    """The chunks of a text that the encoders take; all have one vocabulary."""
+    window = towers[0].encoder.config.max_position_embeddings
+    width = sum(tower.encoder.config.hidden_size for tower in towers)
+    return chunks(text, towers[0].tokenizer, window, reading, width=width)
 
 
-def _check_skip(reading: Reading, encoder: CLIPTextModel) -> None:
-    layers = encoder.config.num_hidden_layers
+def _check_skip(reading: Reading, towers: Sequence[Tower]) -> None:
+    layers = min(tower.encoder.config.num_hidden_layers for tower in towers)
     if not 1 <= reading.clip_skip <= layers:
         raise PromptError(f"clip skip {reading.clip_skip}: this text encoder has {layers} layers, expected 1..{layers}")
 
