@@ -17,8 +17,10 @@ from torch.nn import functional
 
 from benchmarks.measure import Answer, Beside, Goal, Row
 from nodes.diffusion import load, text, vae
+from nodes.diffusion.denoise import Denoiser
 from nodes.diffusion.drive import drive
-from nodes.diffusion.guidance import Denoiser, Guidance, Repaint, guided
+from nodes.diffusion.guidance import Guidance, guided
+from nodes.diffusion.keep import Repaint
 from nodes.diffusion.multistep import dpmpp_2m
 from nodes.diffusion.noise import Streams
 from nodes.diffusion.schedule import karras, tail
@@ -48,7 +50,7 @@ class Model:
         self._unet = Denoiser(load.unet(folder), load.schedule(folder), batch=2 * BATCH)
         self._table = load.schedule(folder)
         self._vae = load.vae(folder)
-        self._encoder, self._tokenizer = load.text_encoder(folder), load.tokenizer(folder)
+        self._towers = load.towers(folder)
 
     def draw(
         self,
@@ -76,7 +78,7 @@ class Model:
         return vae.decode(vae.encode(pictures, self._vae), self._vae)
 
     def _encoded(self, prompts: Sequence[str]) -> Tensor:
-        return torch.cat([text.encode(prompt, self._tokenizer, self._encoder) for prompt in prompts])
+        return torch.cat([text.encode(prompt, self._towers).states for prompt in prompts])
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,14 +47,12 @@ def average(a: Conditioning, b: Conditioning, share: Fraction = 0.5) -> Conditio
         raise ValueError(f"`b` stands for {len(b.data)} texts, expected one: write it without AND and without editing")
     other = b.data[:, : a.data.shape[1]]
     other = torch.cat([other, other.new_zeros(1, a.data.shape[1] - other.shape[1], other.shape[2])], dim=1)
-    return replace(
-        a, data=a.data * (1 - share) + other * share, pooled=a.pooled * (1 - share) + b.pooled[:1] * share
-    )
+    return replace(a, data=a.data * (1 - share) + other * share, pooled=a.pooled * (1 - share) + b.pooled[:1] * share)
 
 
 @node("conditioning.concat", version=1)
 def concat(a: Conditioning, b: Conditioning) -> Conditioning:
-    """Let a picture follow two prompts as if they were one text, but encoded apart: the tokens of `b` after those of `a`.
+    """Let a picture follow two prompts as one text, but encoded apart: the tokens of `b` stand after those of `a`.
 
     `b` must be one text: no AND, no editing. All else is that of `a`.
     """
@@ -97,9 +95,7 @@ def area(
 
 
 @node("conditioning.mask", version=1)
-def mask(
-    conditioning: Conditioning, mask: Mask, *, strength: Strength = 1.0, bounds: bool = False
-) -> Conditioning:
+def mask(conditioning: Conditioning, mask: Mask, *, strength: Strength = 1.0, bounds: bool = False) -> Conditioning:
     """Let a prompt count where a mask is white, in its greys less; combine it with others.
 
     The mask is stretched over the picture. With `bounds` the UNet sees nothing else than the box around it.

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from engine.node import node
 from nodes.diffusion import load as loading
+from nodes.diffusion.table import Prediction
 from nodes.files import CheckpointFile, LoraFile
 from nodes.types import LatentSpace, Loras, Precision, TextEncoder, Unet, Vae
 
@@ -61,7 +62,7 @@ def loras(unet: Unet, text: TextEncoder, loras: Loras) -> Patched:
 
 
 @node("model.sampling", version=1)
-def sampling(unet: Unet, prediction: Prediction | None = None, zero_snr: bool | None = None) -> Unet:
+def sampling(unet: Unet, *, prediction: Prediction | None = None, zero_snr: bool | None = None) -> Unet:
     """Say what a UNet was trained to predict, and on which noise, where its checkpoint does not.
 
     `zero_snr` are noise levels that end in noise without any signal (Lin et al. 2023). What is not given stays as the

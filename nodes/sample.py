@@ -14,13 +14,13 @@ from annotated_types import Ge, Le
 from engine.context import Context
 from engine.errors import Cancelled
 from engine.node import node
-from nodes.diffusion.drive import Result, Run, drive
 from nodes.diffusion.denoise import Denoiser, grouped
+from nodes.diffusion.drive import Result, Run, drive
 from nodes.diffusion.guidance import Guidance, Question, guided
 from nodes.diffusion.noise import Streams, brownian
 from nodes.diffusion.sampler import SAMPLERS, evaluations
 from nodes.diffusion.schedule import SCHEDULES, Convention, plan
-from nodes.diffusion.step import Predicted, Steps
+from nodes.diffusion.step import AnySteps, Predicted
 from nodes.diffusion.table import NoiseSchedule
 from nodes.noise import streams
 from nodes.options import keywords, limits
@@ -197,7 +197,8 @@ def sample(
     1 and the prompt has one part. With a mask only the repainted area changes: on every step the predicted latent is
     replaced by the original outside of it. The mask is rounded to whole latent cells; without `round_mask` its greys
     mix both. `soft` reads greys as how much may change instead. `inpaint` is what an inpainting model wants to see of
-    picture and mask; other models ignore it. `control` are ControlNets, from `controlnet.apply`. One latent serves all pictures of the noise, or there is one for each.
+    picture and mask; other models ignore it. `control` are ControlNets, from `controlnet.apply`. One latent serves all
+    pictures of the noise, or there is one for each.
 
     Of the steps those from `first` on and before `last` run, counted from 0. What is left out at the end is made up for
     in the last step, unless `leftover` noise is to stay for another `sample`, which begins there and adds none of its
@@ -339,7 +340,7 @@ def _drawn(call: _Call, start: torch.Tensor) -> Streams:
     return streams(call.noise, start.shape[1:], call.latent.space.downscale, seed_delta=again, device=start.device)
 
 
-def _steps(call: _Call, start: torch.Tensor, drawn: Streams, way: _Way, table: NoiseSchedule) -> Steps:
+def _steps(call: _Call, start: torch.Tensor, drawn: Streams, way: _Way, table: NoiseSchedule) -> AnySteps:
     """Start the call's sampler on its noise.
 
     ComfyUI makes noise that covers all of a latent a little stronger, for the latent's own variance of 1.

@@ -111,12 +111,16 @@ def _pooled(words: Conditioning, model: UnetModel) -> tuple[torch.Tensor | None,
     config = model.unet.config
     if getattr(config, "addition_embed_type", None) != "text_time":
         return None, 0
-    count, rest = divmod(config.projection_class_embeddings_input_dim - words.pooled.shape[1], config.addition_time_embed_dim)
+    whole, each, given = (
+        config.projection_class_embeddings_input_dim,
+        config.addition_time_embed_dim,
+        words.pooled.shape,
+    )
+    count, rest = divmod(whole - given[1], each)
     if not words.pooled.numel() or rest or count not in (5, 6):
-        expected = [config.projection_class_embeddings_input_dim - n * config.addition_time_embed_dim for n in (6, 5)]
         raise ValueError(
-            f"the conditioning has {words.pooled.shape[1]} pooled states, this UNet takes {expected[0]} with 6 sizes or "
-            f"{expected[1]} with 5; encode with the model's own text encoder"
+            f"the conditioning has {given[1]} pooled states, this UNet takes {whole - 6 * each} beside 6 sizes, or "
+            f"{whole - 5 * each} beside 5; encode with the model's own text encoder"
         )
     return words.pooled, count
 
@@ -129,8 +133,8 @@ def _check_net(net: Any, model: UnetModel) -> None:
         wanted, given = getattr(ours, name, None), getattr(theirs, name, None)
         if _plain(wanted) != _plain(given):
             raise ValueError(
-                f"this ControlNet is for another kind of model: its {name} is {given}, the UNet's is {wanted}; take one "
-                "that was made for the model's family"
+                f"this ControlNet is for another kind of model: its {name} is {given}, the UNet's is {wanted}; take "
+                "one that was made for the model's family"
             )
 
 

@@ -157,8 +157,7 @@ def _evaluation(question: Question, timestep: float, clause: Clause) -> _Evaluat
     if box is not None and box.within((x.shape[2], x.shape[3])):
         scales = [control.hint.shape[2] // x.shape[2] for control in controls]
         controls = tuple(
-            replace(control, hint=box.cut(control.hint, scale))
-            for control, scale in zip(controls, scales, strict=True)
+            replace(control, hint=box.cut(control.hint, scale)) for control, scale in zip(controls, scales, strict=True)
         )
         x, concat = box.cut(x), None if concat is None else box.cut(concat)
     return _Evaluation(x, question.sigma, timestep, clause, concat, controls)

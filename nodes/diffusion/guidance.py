@@ -11,7 +11,7 @@ from torch import Tensor
 from nodes.diffusion.control import Control
 from nodes.diffusion.keep import Keeper
 from nodes.diffusion.scope import Box
-from nodes.diffusion.step import Predicted, Steps
+from nodes.diffusion.step import AnySteps, Predicted
 
 NOTHING = 1e-37
 """What the weights of all prompts together are at least, where prompts have places and one has none."""
@@ -198,7 +198,7 @@ class Question:
 
 
 def guided(
-    steps: Steps, guidance: Guidance, calls: int = 1, first: int = 0, *, finished: bool = True
+    steps: AnySteps, guidance: Guidance, calls: int = 1, first: int = 0, *, finished: bool = True
 ) -> Generator[Question, Predicted, Tensor]:
     """Put a sampler's questions under `guidance`; what the mask keeps is put back into a `finished` result once more.
 

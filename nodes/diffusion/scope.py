@@ -32,7 +32,9 @@ class Area:
         sides = size[1], size[0]
         if self.share:
             x, y = (round(part * side) for part, side in zip((self.x, self.y), sides, strict=True))
-            width, height = (max(1, round(part * side)) for part, side in zip((self.width, self.height), sides, strict=True))
+            width, height = (
+                max(1, round(part * side)) for part, side in zip((self.width, self.height), sides, strict=True)
+            )
         else:
             x, y, width, height = (int(part) // downscale for part in (self.x, self.y, self.width, self.height))
         x, y = min(x, sides[0] - 1), min(y, sides[1] - 1)
@@ -171,4 +173,3 @@ def _around(level: Tensor) -> Box:
     x, y = min(columns[0], max(width - SMALLEST, 0)), min(rows[0], max(height - SMALLEST, 0))
     wide, high = max(SMALLEST, columns[-1] + 1 - x), max(SMALLEST, rows[-1] + 1 - y)
     return Box(x, y, min(wide, width - x), min(high, height - y))
-

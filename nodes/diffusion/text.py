@@ -64,8 +64,8 @@ MAX_WEIGHT = 1000.0
 class Reading:
     """How texts are encoded: the weighting, the layer, and the vectors (N x D) of embeddings by name.
 
-    `clip_skip` counts layers from the end: 1 is the last one, 2 leaves one out, and the final layer norm follows. Models
-    with pooled states, SDXL's, never take the last layer, and no norm: there 1 and 2 are the last layer but one.
+    `clip_skip` counts layers from the end: 1 is the last one, 2 leaves one out, and the final layer norm follows.
+    Models with pooled states, SDXL's, never take the last layer, and no norm: there 1 and 2 are the last layer but one.
     """
 
     weighting: Weighting = "a1111"
@@ -264,31 +264,50 @@ def _grouped(groups: Iterable[Sequence[Unit]], room: int) -> list[Chunk]:
     return filled
 
 
+class _Layer(NamedTuple):
+    """What is read of one encoder: a layer counted from the end, `raw` or after the final norm.
+
+    Of an embedding's vectors it takes its own part, which begins at `start`.
+    """
+
+    tower: Tower
+    start: int
+    layer: int
+    raw: bool
+
+    def states(self, split: Sequence[Chunk]) -> Encoded:
+        """Hidden states (k, window, D) of chunks, and pooled ones (k, P); float32."""
+        tokenizer, encoder = self.tower.tokenizer, self.tower.encoder
+        tokens = torch.tensor([framed(chunk, tokenizer, encoder.config.max_position_embeddings) for chunk in split])
+        with torch.no_grad(), _injected(split, encoder, self.start):
+            if self.layer == 1:
+                given = encoder(tokens.to(encoder.device))
+                states: Tensor = given.last_hidden_state
+            else:
+                given = encoder(tokens.to(encoder.device), output_hidden_states=True)
+                states = given.hidden_states[-self.layer]
+                states = states if self.raw else _final_norm(encoder)(states)
+        pooled = getattr(given, "text_embeds", None)
+        return Encoded(states.float(), torch.empty(len(split), 0) if pooled is None else pooled.float())
+
+
 def _encoded(split: Sequence[Chunk], towers: Sequence[Tower], reading: Reading) -> Encoded:
     """Hidden states of the chunks of one text, weighed, one chunk after another; pooled ones of the first."""
-    states, pooled, start = [], torch.empty(1, 0), 0
-    layer = max(2, reading.clip_skip) if pooling(towers) else reading.clip_skip
+    states, pooled, start, raw = [], torch.empty(1, 0), 0, pooling(towers)
     for tower in towers:
-        made = _states(split, tower, start, layer, normed=not pooling(towers))
-        states.append(_weighed(made.states, split, tower, start, layer, reading.weighting, towers))
+        layer = _Layer(tower, start, max(2, reading.clip_skip) if raw else reading.clip_skip, raw)
+        made = layer.states(split)
+        states.append(_weighed(made.states, split, layer, reading.weighting))
         pooled, start = made.pooled[:1], start + tower.encoder.config.hidden_size
-    joined_states = torch.cat(states, dim=2)
-    return Encoded(joined_states.reshape(1, -1, joined_states.shape[2]), pooled)
+    together = torch.cat(states, dim=2)
+    return Encoded(together.reshape(1, -1, together.shape[2]), pooled)
 
 
-def _weighed(
-    states: Tensor,
-    split: Sequence[Chunk],
-    tower: Tower,
-    start: int,
-    layer: int,
-    weighting: Weighting,
-    towers: Sequence[Tower],
-) -> Tensor:
+def _weighed(states: Tensor, split: Sequence[Chunk], layer: _Layer, weighting: Weighting) -> Tensor:
     """What weights do to the states of one encoder."""
     weights = _weights(split, states.shape[1]).to(states.device)
     if weighting == "comfy" and bool((weights != 1).any()):
-        blank = _states([[]], tower, start, layer, normed=not pooling(towers)).states
+        blank = layer.states([[]]).states
         return torch.where(weights == 1, states, (states - blank) * weights + blank)
     if weighting == "a1111":
         return _restored(states * weights, states)
@@ -299,25 +318,6 @@ def _restored(weighed: Tensor, states: Tensor) -> Tensor:
     """Scale each chunk so that its mean is what it was; a chunk whose mean is 0 stays as it is."""
     before, after = (value.mean(dim=(1, 2), keepdim=True) for value in (states, weighed))
     return weighed * torch.where(after == 0, torch.ones_like(after), before / after)
-
-
-def _states(split: Sequence[Chunk], tower: Tower, start: int, layer: int, *, normed: bool) -> Encoded:
-    """Hidden states (k, window, D) of chunks, of one layer counted from the end, and pooled ones (k, P); float32.
-
-    Of an embedding's vectors the encoder takes its own part, which begins at `start`.
-    """
-    encoder = tower.encoder
-    tokens = torch.tensor([framed(chunk, tower.tokenizer, encoder.config.max_position_embeddings) for chunk in split])
-    with torch.no_grad(), _injected(split, encoder, start):
-        if layer == 1:
-            given = encoder(tokens.to(encoder.device))
-            states = given.last_hidden_state
-        else:
-            given = encoder(tokens.to(encoder.device), output_hidden_states=True)
-            states = given.hidden_states[-layer]
-            states = _final_norm(encoder)(states) if normed else states
-    pooled = getattr(given, "text_embeds", None)
-    return Encoded(states.float(), states.new_empty(len(split), 0).float() if pooled is None else pooled.float())
 
 
 def framed(chunk: Chunk, tokenizer: CLIPTokenizer, window: int = 77) -> list[int]:

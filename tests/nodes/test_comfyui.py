@@ -11,7 +11,7 @@ from engine.context import Context
 from engine.file import Files, ModelFile
 from engine.models import ModelPool
 from nodes import mask, model, noise, text, vae
-from nodes.diffusion.guidance import Denoiser
+from nodes.diffusion.denoise import Denoiser
 from nodes.diffusion.noise import draw
 from nodes.diffusion.schedule import karras
 from nodes.options import options

@@ -12,17 +12,21 @@ def states(value, tokens=77, width=4):
     return Conditioning(torch.full((1, tokens, width), float(value)))
 
 
+def said(conditioning, call):
+    return [(part.weight, conditioning.data[row : row + 1]) for part, row in conditioning.at(call, 10)]
+
+
 def test_two_prompts_count_half_each_and_none_is_changed():
     both = combine(states(1), states(2))
     both.check()
-    [(first, ones), (second, twos)] = both.at(0, 10)
+    [(first, ones), (second, twos)] = said(both, 0)
     assert (first, second) == (0.5, 0.5)
     assert torch.equal(ones, states(1).data)
     assert torch.equal(twos, states(2).data)
 
 
 def test_a_third_prompt_combined_by_a_third_makes_all_equal():
-    weights = [weight for weight, _ in combine(combine(states(1), states(2)), states(3), 1 / 3).at(0, 10)]
+    weights = [part.weight for part in combine(combine(states(1), states(2)), states(3), 1 / 3).parts]
     assert weights == pytest.approx([1 / 3] * 3)
 
 
@@ -36,8 +40,8 @@ def test_a_prompt_that_changes_still_changes():
     data = torch.arange(2.0)[:, None, None].expand(2, 77, 4)
     changing = Conditioning(data, (Part(1.0, "[a:b:0.5]", (("a", 0), ("b", 1))),))
     both = combine(states(7), changing, 0.25)
-    assert [(weight, tokens.unique().item()) for weight, tokens in both.at(0, 10)] == [(0.75, 7), (0.25, 0)]
-    assert [(weight, tokens.unique().item()) for weight, tokens in both.at(9, 10)] == [(0.75, 7), (0.25, 1)]
+    assert [(weight, tokens.unique().item()) for weight, tokens in said(both, 0)] == [(0.75, 7), (0.25, 0)]
+    assert [(weight, tokens.unique().item()) for weight, tokens in said(both, 9)] == [(0.75, 7), (0.25, 1)]
 
 
 def test_prompts_of_different_models_do_not_go_together():

@@ -49,16 +49,15 @@ def encode(files, encoder, context):
 def test_a_prompt_is_one_row_at_every_call(encode):
     found = encode("a (red:1.2) face")
     assert found.data.shape == (1, 77, 128)
-    [(weight, tokens)] = found.at(3, 20)
-    assert weight == 1.0
-    assert torch.equal(tokens, found.data)
+    [(part, row)] = found.at(3, 20)
+    assert (part.weight, row) == (1.0, 0)
     found.check()
 
 
 def test_a_changing_prompt_shows_each_text_at_its_calls(encode):
     found = encode("a [red:blue:0.5] face")
     red, blue = encode("a red face").data, encode("a blue face").data
-    shown = [found.at(call, 20)[0][1] for call in range(20)]
+    shown = [found.data[row : row + 1] for call in range(20) for _, row in found.at(call, 20)]
     assert all(torch.equal(tokens, red) for tokens in shown[:11])
     assert all(torch.equal(tokens, blue) for tokens in shown[11:])
 
@@ -71,9 +70,9 @@ def test_the_number_of_steps_is_not_part_of_a_conditioning(encode):
 def test_joined_prompts_come_with_their_weights(encode):
     found = encode("a face :1.2 AND red :-0.5")
     (first, face), (second, red) = found.at(0, 1)
-    assert (first, second) == (1.2, -0.5)
-    assert torch.equal(face, encode("a face").data)
-    assert torch.equal(red, encode("red").data)
+    assert (first.weight, second.weight) == (1.2, -0.5)
+    assert torch.equal(found.data[face : face + 1], encode("a face").data)
+    assert torch.equal(found.data[red : red + 1], encode("red").data)
     assert len(encode("a face AND red", negative=True).at(0, 1)) == 1
 
 
@@ -86,7 +85,11 @@ def test_a_conditioning_survives_the_disk(encode):
 
 
 def test_parts_are_plain_json_on_the_disk(encode):
-    assert encode("a face").pack().meta == {"parts": [{"weight": 1.0, "source": "a face", "rows": [["a face", 0]]}]}
+    [part] = encode("a face").pack().meta["parts"]
+    scope = part.pop("scope")
+    assert part == {"weight": 1.0, "source": "a face", "rows": [["a face", 0]]}
+    assert scope["sizes"]["score"] is None
+    assert (scope["start"], scope["end"], scope["area"]) == (0.0, 1.0, None)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from nodes.diffusion import text
+from nodes.diffusion.denoise import Denoiser
 from nodes.diffusion.drive import drive
-from nodes.diffusion.guidance import Denoiser, Guidance, NoisyRepaint, Question, Repaint, guided
+from nodes.diffusion.guidance import Clause, Guidance, Question, guided
+from nodes.diffusion.keep import NoisyRepaint, Repaint
 from nodes.diffusion.noise import Streams, draw
 from nodes.diffusion.sampler import SAMPLERS, euler, heun
 from nodes.diffusion.schedule import karras, normal
 from nodes.diffusion.table import NoiseSchedule
+from nodes.diffusion.tower import Tower
 
 DEVIATION = 0.7
 
@@ -49,7 +52,7 @@ def latents(seed=0, count=1, size=8):
 
 
 def ask(unet, *questions, batch=None):
-    return Denoiser(unet, unet.table, batch)(questions)
+    return [answer.guided for answer in Denoiser(unet, unet.table, batch)(questions)]
 
 
 @pytest.fixture
@@ -89,12 +92,12 @@ class Spoken:
 
     says: Callable
 
-    def at(self, call, calls):
+    def at(self, call, calls, sigma):
         return self.says(call, calls)
 
 
 def joined(*parts):
-    return Spoken(lambda *_: parts)
+    return Spoken(lambda *_: [Clause(tokens, weight) for weight, tokens in parts])
 
 
 def test_joined_prompts_each_lead_away_from_the_negative_by_their_weight(gaussian):
@@ -164,7 +167,7 @@ def test_a_scheduled_prompt_hears_the_number_of_each_call(gaussian, table):
 
     def says(call, calls):
         heard.append((call, calls))
-        return ((1.0, conditioning(1 if call <= 1 else -1)),)
+        return (Clause(conditioning(1 if call <= 1 else -1)),)
 
     guidance = Guidance(Spoken(says))
     heard.clear()
@@ -172,7 +175,7 @@ def test_a_scheduled_prompt_hears_the_number_of_each_call(gaussian, table):
 
     def noted(questions):
         asked.extend(questions)
-        return ask(gaussian, *questions)
+        return Denoiser(gaussian, table)(questions)
 
     drive([guided(euler(x, [3.0, 2.0, 1.0, 0.0], None), guidance, 20)], noted)
     assert heard == [(0, 20), (1, 20), (2, 20)]
@@ -275,8 +278,10 @@ def test_repeating_a_conditioning_changes_nothing_for_a_real_unet(unet, table):
     long, short = torch.randn(2, 1, 154, unet.config.cross_attention_dim, generator=torch.Generator().manual_seed(0))
     guidance = Guidance(long, short[:, :77], cfg=4.0)
     x = latents() * 2
-    [together] = Denoiser(unet, table)([Question(x, 2.0, guidance)])
-    high, low = (Denoiser(unet, table).predict(x, [2.0], part) for part in (long, short[:, :77]))
+    denoiser = Denoiser(unet, table)
+    [together] = denoiser([Question(x, 2.0, guidance)])
+    high, low = (denoiser([Question(x, 2.0, Guidance(part))])[0].guided for part in (long, short[:, :77]))
+    together = together.guided
     torch.testing.assert_close(together, low + 4 * (high - low), rtol=1e-4, atol=1e-4)
 
 
@@ -353,7 +358,7 @@ def test_every_answer_is_blended_by_a_soft_mask(gaussian, table):
         return answers[-1:]
 
     drive([guided(heun(x, [3.0, 1.0, 0.0], None), guidance)], noted)
-    torch.testing.assert_close(answers[0], 0.25 * plain + 0.75 * kept)
+    torch.testing.assert_close(answers[0].guided, 0.25 * plain + 0.75 * kept)
 
 
 def test_a_noisy_repaint_shows_the_unet_the_kept_part_with_the_noise_of_its_level(gaussian, table):
@@ -364,9 +369,9 @@ def test_a_noisy_repaint_shows_the_unet_the_kept_part_with_the_noise_of_its_leve
     torch.testing.assert_close(first.x, 0.25 * x + 0.75 * (kept + 3 * noise))
     [answer] = Denoiser(gaussian, table)([first])
     [plain] = ask(gaussian, Question(first.x, 3.0, Guidance(conditioning(1))))
-    torch.testing.assert_close(answer, 0.25 * plain + 0.75 * kept)
+    torch.testing.assert_close(answer.guided, 0.25 * plain + 0.75 * kept)
     second = run.send(answer)
-    ahead = x + (x - answer) / 3 * (1 - 3)  # of the sampler's own latent, not of the one that the UNet saw
+    ahead = x + (x - answer.guided) / 3 * (1 - 3)  # of the sampler's own latent, not of the one that the UNet saw
     torch.testing.assert_close(second.x, 0.25 * ahead + 0.75 * (kept + noise))
     assert torch.equal(keeper.finish(x), x)
 
@@ -414,7 +419,7 @@ def test_runs_sampled_together_come_out_as_alone(unet, table, tokenizer, text_en
 
     def run(name, steps, seed, *, cfg, prompt, repaint=None):
         sigmas, noise = karras(table, steps).tolist()[-4:], Streams.open([seed], (4, 8, 8))
-        sides = [text.encode(words, tokenizer, text_encoder) for words in (prompt, "")]
+        sides = [text.encode(words, [Tower(tokenizer, text_encoder)]).states for words in (prompt, "")]
         return guided(SAMPLERS[name](noise.initial * sigmas[0], sigmas, noise), Guidance(*sides, cfg, repaint))
 
     plans = [

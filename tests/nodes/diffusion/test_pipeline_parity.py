@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from nodes.diffusion import text
+from nodes.diffusion.denoise import Denoiser
 from nodes.diffusion.drive import drive
-from nodes.diffusion.guidance import Denoiser, Guidance, Repaint, guided
+from nodes.diffusion.guidance import Guidance, guided
+from nodes.diffusion.keep import Repaint
 from nodes.diffusion.noise import draw
 from nodes.diffusion.sampler import euler
 from nodes.diffusion.schedule import karras
 from nodes.diffusion.table import NoiseSchedule
+from nodes.diffusion.tower import Tower
 from nodes.diffusion.vae import decode, encode
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers and numpy 2
@@ -59,7 +62,7 @@ def pipeline(unet, vae, text_encoder, tokenizer):
 
 @pytest.fixture
 def guidance(tokenizer, text_encoder):
-    positive, negative = (text.encode(words, tokenizer, text_encoder) for words in (PROMPT, NEGATIVE))
+    positive, negative = (text.encode(words, [Tower(tokenizer, text_encoder)]).states for words in (PROMPT, NEGATIVE))
     return Guidance(positive, negative, CFG)
 
 

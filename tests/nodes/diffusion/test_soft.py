@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from nodes.diffusion.denoise import Denoiser
 from nodes.diffusion.drive import drive
-from nodes.diffusion.guidance import Denoiser, Guidance, Repaint, guided
+from nodes.diffusion.guidance import Guidance, guided
+from nodes.diffusion.keep import Repaint
 from nodes.diffusion.noise import draw
 from nodes.diffusion.sampler import dpmpp_2m
 from nodes.diffusion.schedule import karras

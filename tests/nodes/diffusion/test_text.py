@@ -4,6 +4,7 @@ import torch
 from nodes.diffusion import load, text
 from nodes.diffusion.prompt import PromptError
 from nodes.diffusion.text import PLAIN, Reading, chunks, encode, encode_prompt, framed
+from nodes.diffusion.tower import Tower
 
 FOX = torch.linspace(-0.05, 0.05, 3 * 128).reshape(3, 128)
 
@@ -28,7 +29,7 @@ def split(tokenizer):
 @pytest.fixture
 def encoded(tokenizer, text_encoder):
     def call(words, weighting="a1111", clip_skip=1, **embeddings):
-        return encode(words, tokenizer, text_encoder, Reading(weighting, clip_skip, embeddings))
+        return encode(words, [Tower(tokenizer, text_encoder)], Reading(weighting, clip_skip, embeddings)).states
 
     return call
 
@@ -265,7 +266,11 @@ def test_a_failing_encoder_is_left_as_it_was(encoded, text_encoder, monkeypatch)
 
 @pytest.fixture
 def prompted(tokenizer, text_encoder):
-    return lambda words, reading=PLAIN, **options: encode_prompt(words, tokenizer, text_encoder, reading, **options)
+    def call(words, reading=PLAIN, **options):
+        encoded, parts = encode_prompt(words, [Tower(tokenizer, text_encoder)], reading, **options)
+        return encoded.states, parts
+
+    return call
 
 
 def test_a_plain_prompt_is_its_text(prompted, encoded):
@@ -339,7 +344,7 @@ def test_odd_prompts_are_encoded(prompted, words):
 
 def test_prompts_of_models_of_half_precision_are_weighed_in_float32(tokenizer, pocket):
     half = load.text_encoder(pocket, dtype=torch.bfloat16)
-    assert encode("a (face:1.2)", tokenizer, half).dtype == torch.float32
+    assert encode("a (face:1.2)", [Tower(tokenizer, half)]).states.dtype == torch.float32
 
 
 def test_the_bound_on_chunks_counts_all_texts(prompted, monkeypatch):
