@@ -35,7 +35,7 @@ class TensorSocket(Socket):
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors by the name of their field; those of a tuple by name and number."""
         found = {}
-        for name, many in _tensor_fields(type(self)).items():
+        for name, many in _tensor_fields(cast("Any", type(self))).items():
             value = getattr(self, name)
             found.update({f"{name}.{number}": each for number, each in enumerate(value)} if many else {name: value})
         return found
@@ -65,7 +65,7 @@ class TensorSocket(Socket):
         meta = {
             name: _adapter(cast("Any", type(self)), name).dump_python(value, mode="json")
             for name, value in _fields(self).items()
-            if name not in _tensor_fields(type(self))
+            if name not in _tensor_fields(cast("Any", type(self)))
         }
         return Packed(meta, {name: _array(tensor) for name, tensor in self.tensors().items()})
 
@@ -86,7 +86,7 @@ def _adapter(cls: Any, name: str) -> TypeAdapter[Any]:
 
 
 @cache
-def _tensor_fields(cls: type) -> Mapping[str, bool]:
+def _tensor_fields(cls: Any) -> Mapping[str, bool]:
     """The fields of a class that hold tensors, and whether each holds a tuple of them."""
     hints = get_type_hints(cls, include_extras=True)
     kinds = {entry.name: hints[entry.name] for entry in dataclasses.fields(cast("Any", cls))}

@@ -1,6 +1,7 @@
 """What travels on the wires. Every convention is stated once, here, in its type's docstring."""
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -333,13 +334,18 @@ Patches = tuple[tuple[str, float], ...]
 """LoRAs on a model: the sha256 of each file, and its strength."""
 
 
-def _patched(module: Any, part: lora.Part, patches: Patches, files: Files) -> tuple[Any, tuple[str, ...]]:
-    """The module with LoRAs, sharing all other weights with it, and the names of the weights of its own."""
+def _patched(
+    module: Any, part: lora.Part, patches: Patches, files: Files, parts: Collection[lora.Part]
+) -> tuple[Any, tuple[str, ...]]:
+    """The module with LoRAs, sharing all other weights with it, and the names of the weights of its own.
+
+    `parts` are those of its model.
+    """
     places = [files.locate(bytes.fromhex(digest)) for digest, _ in patches]
     loras = [(lora.read(path), strength) for path, (_, strength) in zip(places, patches, strict=True)]
     for digest, _ in patches:
         files.locate(bytes.fromhex(digest))
-    return lora.patched(module, part, loras)
+    return lora.patched(module, part, loras, parts)
 
 
 @dataclass(frozen=True)
@@ -396,7 +402,9 @@ class Unet(_Part):
         """Put the LoRAs on it, or other noise levels beside it."""
         if (self.prediction, self.zero_snr) != (None, None):
             return UnetModel(module.unet, self._table(module.table), ())
-        unet, own = _patched(module.unet, "unet", self.patches, files)
+        wide = getattr(module.unet.config, "addition_embed_type", None) == "text_time"
+        parts = lora.PARTS if wide else lora.PARTS[:2]
+        unet, own = _patched(module.unet, "unet", self.patches, files, parts)
         return UnetModel(unet, module.table, own)
 
     def _table(self, table: NoiseSchedule) -> NoiseSchedule:
@@ -435,9 +443,9 @@ class TextEncoder(_Part):
         """Put the LoRAs on them; layers are skipped by whoever uses them."""
         if self.clip_skip != 1:
             return replace(module, own=((),) * len(module.towers))
-        made, own = [], []
+        made, own, parts = [], [], {"unet", *(lora.part_of(tower.encoder) for tower in module.towers)}
         for tower in module.towers:
-            encoder, names = _patched(tower.encoder, "text_encoder", self.patches, files)
+            encoder, names = _patched(tower.encoder, lora.part_of(tower.encoder), self.patches, files, parts)
             made.append(replace(tower, encoder=encoder))
             own.append(names)
         return TextModel(tuple(made), tuple(own))

@@ -160,7 +160,8 @@ def _rescaled(clean: Tensor, plain: Tensor, x: Tensor, sigma: float, share: floa
     around, scale = x / (sigma**2 + 1), sigma / (sigma**2 + 1) ** 0.5
     guided, unguided = ((around - predicted) / scale for predicted in (clean, plain))
     deviations = [velocity.std(dim=(1, 2, 3), keepdim=True) for velocity in (unguided, guided)]
-    return around - guided * (share * deviations[0] / deviations[1] + 1 - share) * scale
+    clean_again: Tensor = around - guided * (share * deviations[0] / deviations[1] + 1 - share) * scale
+    return clean_again
 
 
 def _mean(parts: Sequence[Answer], x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """ControlNets beside diffusers' pipelines, and what shares a UNet call with them."""
 
+from types import SimpleNamespace
+
 import diffusers
 import numpy as np
 import PIL.Image
@@ -83,7 +85,14 @@ def controlled(pipeline):
     return make
 
 
-def test_one_controlnet_is_diffusers(nodes, parts, words, lines, controlled, applied, picture):
+@pytest.fixture(scope="module")
+def bench(nodes, parts, words, applied, controlled):
+    """All that a comparison needs."""
+    return SimpleNamespace(nodes=nodes, parts=parts, words=words, applied=applied, controlled=controlled)
+
+
+def test_one_controlnet_is_diffusers(bench, lines, picture):
+    nodes, parts, words, controlled, applied = bench.nodes, bench.parts, bench.words, bench.controlled, bench.applied
     pipe = controlled(lines)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(**asked(image=picture, controlnet_conditioning_scale=0.7)).images
@@ -92,7 +101,8 @@ def test_one_controlnet_is_diffusers(nodes, parts, words, lines, controlled, app
     assert error(nodes.sample(parts, *words), theirs) > 1e-2
 
 
-def test_two_controlnets_add_up_as_in_diffusers(nodes, parts, words, lines, depth, controlled, applied, picture):
+def test_two_controlnets_add_up_as_in_diffusers(bench, lines, depth, picture):
+    nodes, parts, words, controlled, applied = bench.nodes, bench.parts, bench.words, bench.controlled, bench.applied
     pipe = controlled([lines, depth])
     pipe.set_progress_bar_config(disable=True)
     flipped = picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
@@ -101,7 +111,8 @@ def test_two_controlnets_add_up_as_in_diffusers(nodes, parts, words, lines, dept
     assert error(nodes.sample(parts, *words, control=both), theirs) < 1e-4
 
 
-def test_one_network_may_read_two_pictures(nodes, parts, words, lines, controlled, applied, picture):
+def test_one_network_may_read_two_pictures(bench, lines, picture):
+    nodes, parts, words, controlled, applied = bench.nodes, bench.parts, bench.words, bench.controlled, bench.applied
     pipe = controlled([lines, lines])
     pipe.set_progress_bar_config(disable=True)
     flipped = picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
@@ -110,7 +121,8 @@ def test_one_network_may_read_two_pictures(nodes, parts, words, lines, controlle
     assert error(nodes.sample(parts, *words, control=both), theirs) < 1e-4
 
 
-def test_an_inpainting_controlnet_does_not_see_what_is_masked(nodes, parts, words, lines, controlled, applied, picture):
+def test_an_inpainting_controlnet_does_not_see_what_is_masked(bench, lines, picture):
+    nodes, parts, words, controlled, applied = bench.nodes, bench.parts, bench.words, bench.controlled, bench.applied
     pipe = controlled(lines)
     pipe.set_progress_bar_config(disable=True)
     hidden = mask.rectangle(SIZE, SIZE, x=8, y=16, w=24, h=32)
@@ -171,7 +183,10 @@ def test_a_picture_of_another_size_is_stretched(nodes, parts, words, applied, pi
     ("more", "said"),
     [
         ({"start": 0.5, "end": 0.5}, "it begins at 0.5 and ends at 0.5: expected an end after the start"),
-        ({"mask": mask.rectangle(32, 32, x=0, y=0, w=8, h=8)}, "the mask is 32 x 32 px: expected the size of the image, 64 x 64 px"),
+        (
+            {"mask": mask.rectangle(32, 32, x=0, y=0, w=8, h=8)},
+            "the mask is 32 x 32 px: expected the size of the image, 64 x 64 px",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(nodes, applied, more, said):

@@ -1,4 +1,4 @@
-"""SDXL: its two text encoders, what its UNet takes beside their states, and its refiner, beside diffusers' pipelines."""
+"""SDXL: two text encoders, what its UNet takes beside their states, and its refiner, beside diffusers' pipelines."""
 
 from itertools import pairwise
 

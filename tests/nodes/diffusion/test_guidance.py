@@ -13,6 +13,7 @@ from nodes.diffusion.keep import NoisyRepaint, Repaint
 from nodes.diffusion.noise import Streams, draw
 from nodes.diffusion.sampler import SAMPLERS, euler, heun
 from nodes.diffusion.schedule import karras, normal
+from nodes.diffusion.scope import Box
 from nodes.diffusion.table import NoiseSchedule
 from nodes.diffusion.tower import Tower
 
@@ -432,3 +433,79 @@ def test_runs_sampled_together_come_out_as_alone(unet, table, tokenizer, text_en
     for plan, result in zip(plans, together, strict=True):
         [alone] = drive([plan()], Denoiser(unet, table))
         assert ((result - alone).norm() / alone.norm()).item() < 1e-4
+
+
+# Prompts that have places
+
+
+def placed(mean, box, share=None):
+    """A prompt in a box of 8 x 8 latents."""
+    level = torch.ones(1, 1, box.height, box.width) if share is None else share
+    return Clause(conditioning(mean), box=box, share=level)
+
+
+def saying(*clauses):
+    return Spoken(lambda *_: clauses)
+
+
+LEFT, RIGHT, ALL = Box(0, 0, 4, 8), Box(4, 0, 4, 8), Box(0, 0, 8, 8)
+
+
+def test_prompts_with_places_count_there_alone_and_are_asked_about_nothing_else(gaussian):
+    x = latents(count=2) * 3
+    words = saying(placed(1, LEFT), placed(-1, RIGHT))
+    [clean] = ask(gaussian, Question(x, 3.0, Guidance(words, conditioning(0), cfg=2.0)))
+    assert sorted(gaussian.calls) == [((2, 4, 8, 8), 77), ((4, 4, 8, 4), 77)]
+    low = posterior(x, 3.0, 0.0)
+    high = torch.cat([posterior(x, 3.0, 1.0)[..., :4], posterior(x, 3.0, -1.0)[..., 4:]], dim=3)
+    torch.testing.assert_close(clean, low + 2 * (high - low), rtol=1e-4, atol=1e-4)
+
+
+def test_where_places_meet_prompts_count_by_their_shares(gaussian):
+    x, grey = latents() * 3, torch.full((1, 1, 8, 8), 0.25)
+    words = saying(placed(1, ALL, grey), placed(-1, ALL, 3 * grey), placed(2, LEFT))
+    [clean] = ask(gaussian, Question(x, 3.0, Guidance(words)))
+    one, other, left = (posterior(x, 3.0, mean) for mean in (1.0, -1.0, 2.0))
+    torch.testing.assert_close(clean[..., 4:], (one * 0.25 + other * 0.75)[..., 4:], rtol=1e-4, atol=1e-4)
+    expected = (one * 0.25 + other * 0.75 + left)[..., :4] / 2
+    torch.testing.assert_close(clean[..., :4], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_without_a_place_counts_everywhere_beside_those_that_have_one(gaussian):
+    x = latents() * 3
+    words = saying(Clause(conditioning(1)), placed(-1, RIGHT))
+    [clean] = ask(gaussian, Question(x, 3.0, Guidance(words)))
+    one, other = posterior(x, 3.0, 1.0), posterior(x, 3.0, -1.0)
+    torch.testing.assert_close(clean[..., :4], one[..., :4], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(clean[..., 4:], (one + other)[..., 4:] / 2, rtol=1e-4, atol=1e-4)
+
+
+def test_where_nothing_counts_nothing_is_drawn(gaussian):
+    [clean] = ask(gaussian, Question(latents() * 3, 3.0, Guidance(saying(placed(1, RIGHT)))))
+    assert not clean[..., :4].any()
+    assert clean[..., 4:].all()
+
+
+def test_samplers_that_ask_for_it_hear_the_negative_whatever_the_cfg(gaussian, table):
+    x, mask, kept = latents() * 3, torch.zeros(1, 1, 8, 8), latents(9)
+    guidance = Guidance(conditioning(1), conditioning(-1), 1.0, Repaint(mask, kept), unguided=True)
+    [answer] = Denoiser(gaussian, table)([Question(x, 3.0, guidance)])
+    torch.testing.assert_close(answer.guided, kept)
+    torch.testing.assert_close(answer.negative, posterior(x, 3.0, -1.0), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="negative: expected a conditioning, got None; the sampler asks for it"):
+        Guidance(conditioning(1), unguided=True)
+
+
+def test_rescaled_guidance_has_the_deviation_of_the_prompt_alone(gaussian):
+    x, sigma = latents(count=2) * 3, 3.0
+    asked = {cfg: Guidance(conditioning(1), conditioning(-3), cfg) for cfg in (1.0, 8.0)}
+    plain, strong = (ask(gaussian, Question(x, sigma, each))[0] for each in asked.values())
+    [full] = ask(gaussian, Question(x, sigma, Guidance(conditioning(1), conditioning(-3), 8.0, rescale=1.0)))
+    [half] = ask(gaussian, Question(x, sigma, Guidance(conditioning(1), conditioning(-3), 8.0, rescale=0.5)))
+
+    def velocity(clean):
+        return (x / (sigma**2 + 1) - clean) * (sigma**2 + 1) ** 0.5 / sigma
+
+    deviations = [velocity(clean).std(dim=(1, 2, 3)) for clean in (full, plain)]
+    torch.testing.assert_close(*deviations, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(half, (full + strong) / 2, rtol=1e-4, atol=1e-4)
