@@ -76,7 +76,14 @@ def engine(golden, checkpoint):
         yield house
 
 
-@pytest.mark.parametrize("case", CASES)
+def cases():
+    """The known cases, and whatever else the folder holds."""
+    folder = os.environ.get("CALOTYPE_GOLDEN")
+    found = {path.parent.name for path in Path(folder).glob("*/graph.json")} if folder else set()
+    return sorted(found | set(CASES))
+
+
+@pytest.mark.parametrize("case", cases())
 def test_a_graph_of_comfyui_gives_its_latents_and_pictures_here(engine, golden, case):
     saved = ComfyGraph(json.loads((golden / case / "graph.json").read_text()))
     result = engine.run(saved.document())
@@ -127,11 +134,7 @@ class ComfyGraph:
 
     def link(self, source):
         name, slot = source
-        through = {
-            "SetLatentNoiseMask": "samples",
-            "RepeatLatentBatch": "samples",
-            "ConditioningSetArea": "conditioning",
-        }
+        through = {"SetLatentNoiseMask": "samples", "RepeatLatentBatch": "samples"}
         if self.kind(name) in through:
             return self.link(self.nodes[name]["inputs"][through[self.kind(name)]])
         ports = {"CheckpointLoaderSimple": ("unet", "text", "vae"), "LoraLoader": ("unet", "text")}
@@ -181,18 +184,51 @@ class ComfyGraph:
         return {name: made("text.encode", {"encoder": self.link(given["clip"])}, text=given["text"], weighting="comfy")}
 
     def ConditioningCombine(self, name, given):
-        """Two prompts count by their strengths; both are for all of the picture."""
+        """All prompts count alike, however many of them were combined before."""
         one, other = given["conditioning_1"], given["conditioning_2"]
-        strengths = self.strength(one), self.strength(other)
-        links = {"a": self.link(one), "b": self.link(other)}
-        return {name: made("conditioning.combine", links, share=strengths[1] / sum(strengths))}
+        share = self.prompts(other) / (self.prompts(one) + self.prompts(other))
+        return {name: made("conditioning.combine", {"a": self.link(one), "b": self.link(other)}, share=share)}
 
-    def strength(self, source):
-        if self.kind(source[0]) != "ConditioningSetArea":
-            return 1.0
-        area = self.nodes[source[0]]["inputs"]
-        assert [area[side] for side in ("x", "y", "width", "height")] == [0, 0, 64, 64]
-        return area["strength"]
+    def prompts(self, source):
+        """How many prompts a conditioning is."""
+        given = self.nodes[source[0]]["inputs"]
+        if self.kind(source[0]) == "ConditioningCombine":
+            return self.prompts(given["conditioning_1"]) + self.prompts(given["conditioning_2"])
+        inner = given.get("conditioning") or given.get("conditioning_to")
+        return self.prompts(inner) if inner else 1
+
+    def changed(self, name, given, kind, **params):
+        return {name: made(kind, {"conditioning": self.link(given["conditioning"])}, **params)}
+
+    def ConditioningSetArea(self, name, given):
+        place = {side: given[side] for side in ("x", "y", "width", "height")}
+        return self.changed(name, given, "conditioning.area", strength=given["strength"], **place)
+
+    def ConditioningSetAreaPercentage(self, name, given):
+        place = {side: given[side] for side in ("x", "y", "width", "height")}
+        return self.changed(name, given, "conditioning.area", strength=given["strength"], unit="share", **place)
+
+    def ConditioningSetAreaStrength(self, name, given):
+        return self.changed(name, given, "conditioning.area", strength=given["strength"])
+
+    def ConditioningSetMask(self, name, given):
+        links = {"conditioning": self.link(given["conditioning"]), "mask": self.link(given["mask"])}
+        bounds = given["set_cond_area"] != "default"
+        return {name: made("conditioning.mask", links, strength=given["strength"], bounds=bounds)}
+
+    def ConditioningSetTimestepRange(self, name, given):
+        return self.changed(name, given, "conditioning.span", start=given["start"], end=given["end"])
+
+    def ConditioningZeroOut(self, name, given):
+        return self.changed(name, given, "conditioning.zero")
+
+    def ConditioningAverage(self, name, given):
+        links = {"a": self.link(given["conditioning_to"]), "b": self.link(given["conditioning_from"])}
+        return {name: made("conditioning.average", links, share=1 - given["conditioning_to_strength"])}
+
+    def ConditioningConcat(self, name, given):
+        links = {"a": self.link(given["conditioning_to"]), "b": self.link(given["conditioning_from"])}
+        return {name: made("conditioning.concat", links)}
 
     def LoadImage(self, name, given):
         return {name: made("image.load", source=given["image"])}
@@ -203,13 +239,26 @@ class ComfyGraph:
 
     def ImageScale(self, name, given):
         """The same filters as Pillow's as long as a picture becomes larger."""
-        trimmed, scaled = f"{name}_trimmed", {"width": given["width"], "height": given["height"]}
-        assert given["crop"] == "center"
-        assert (given["width"], given["height"]) == (90, 150)  # of 128 x 128 px
+        (width, height), scaled = self.size(given["image"]), (given["width"], given["height"])
+        trimmed, x, y = f"{name}_trimmed", 0, 0
+        if given["crop"] == "center":
+            aspect, wanted = width / height, scaled[0] / scaled[1]
+            x = round((width - width * (wanted / aspect)) / 2) if aspect > wanted else 0
+            y = round((height - height * (aspect / wanted)) / 2) if aspect < wanted else 0
+        box = {"x": x, "y": y, "width": width - 2 * x, "height": height - 2 * y}
+        size = {"width": scaled[0], "height": scaled[1]}
         return {
-            trimmed: made("image.crop", {"image": self.link(given["image"])}, x=26, y=0, width=76, height=128),
-            name: made("image.resize", {"image": trimmed}, filter=given["upscale_method"], **scaled),
+            trimmed: made("image.crop", {"image": self.link(given["image"])}, **box),
+            name: made("image.resize", {"image": trimmed}, filter=given["upscale_method"], **size),
         }
+
+    def size(self, source):
+        """(width, height) of a picture."""
+        given = self.nodes[source[0]]["inputs"]
+        if self.kind(source[0]) == "LoadImage":
+            return PIL.Image.open(Path(os.environ["CALOTYPE_GOLDEN"]) / "inputs" / given["image"]).size
+        assert self.kind(source[0]) == "ImageScale"
+        return given["width"], given["height"]
 
     def VAEEncode(self, name, given):
         return {name: made("vae.encode", {"vae": self.link(given["vae"]), "image": self.link(given["pixels"])})}
@@ -229,6 +278,24 @@ class ComfyGraph:
     def EmptyLatentImage(self, name, given):
         [loader] = [other for other in self.nodes if self.kind(other) == "CheckpointLoaderSimple"]
         return {name: made("latent.empty", {"vae": f"{loader}.vae"}, width=given["width"], height=given["height"])}
+
+    def LatentUpscaleBy(self, name, given):
+        width, height = self.pixels((name, 0))
+        links = {"latent": self.link(given["samples"])}
+        return {name: made("latent.resize", links, filter=given["upscale_method"], width=width, height=height)}
+
+    def pixels(self, source):
+        """(width, height) of the picture that a latent is of."""
+        given = self.nodes[source[0]]["inputs"]
+        if self.kind(source[0]) == "LatentUpscaleBy":
+            return tuple(8 * round(side / 8 * given["scale_by"]) for side in self.pixels(given["samples"]))
+        if "width" in given:
+            return given["width"], given["height"]
+        return (
+            self.size(given["pixels"])
+            if "pixels" in given
+            else self.pixels(given.get("samples") or given["latent_image"])
+        )
 
     def LatentUpscale(self, name, given):
         assert given["crop"] == "disabled"
