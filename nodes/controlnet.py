@@ -7,6 +7,7 @@ from annotated_types import Ge, Le
 
 from engine.node import node
 from nodes.diffusion import load as loading
+from nodes.diffusion.tensors import LoadError
 from nodes.files import ControlNetFile
 from nodes.fit import px
 from nodes.image import batch_size
@@ -20,7 +21,9 @@ def load(source: ControlNetFile, precision: Precision = "auto") -> ControlNet:
     It is named by its name in a folder `controlnet` or by its path, and must be made for the family of the model that
     it is to steer. Nothing is loaded here.
     """
-    loading.check_controlnet(source.path)
+    found = loading.described(source.path)
+    if not found.startswith("ControlNet"):
+        raise LoadError(source.path, "a ControlNet", found)
     source.verify()
     return ControlNet(source.digest.hex(), precision)
 

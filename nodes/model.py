@@ -62,11 +62,11 @@ def loras(unet: Unet, text: TextEncoder, loras: Loras) -> Patched:
 
 
 @node("model.sampling", version=1)
-def sampling(unet: Unet, *, prediction: Prediction | None = None, zero_snr: bool | None = None) -> Unet:
+def sampling(unet: Unet, *, prediction: Prediction | None = None, zero_snr: bool = False) -> Unet:
     """Say what a UNet was trained to predict, and on which noise, where its checkpoint does not.
 
-    `zero_snr` are noise levels that end in noise without any signal (Lin et al. 2023). What is not given stays as the
-    checkpoint says, or as its tensors show.
+    Without a `prediction` it is what the checkpoint says, or what its tensors show. With `zero_snr` the noise levels
+    end in noise without any signal (Lin et al. 2023, https://arxiv.org/abs/2305.08891), whatever the checkpoint says.
     """
     given = unet.prediction if prediction is None else prediction
-    return replace(unet, prediction=given, zero_snr=unet.zero_snr if zero_snr is None else zero_snr)
+    return replace(unet, prediction=given, zero_snr=unet.zero_snr or zero_snr)

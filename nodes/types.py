@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -377,20 +377,20 @@ def _own_bytes(module: torch.nn.Module, own: tuple[str, ...] | None) -> int:
 class Unet(_Part):
     """The UNet of a checkpoint, with LoRAs. A model reference: loaded when a node asks for it.
 
-    `inputs` is how many channels it takes: those of a latent, or more for an inpainting model. `prediction` and
-    `zero_snr`, noise levels that end without any signal, are None where the checkpoint says them.
+    `inputs` is how many channels it takes: those of a latent, or more for an inpainting model. `prediction` is
+    None where the checkpoint says it; with `zero_snr` the noise levels end without any signal, whatever it says.
     """
 
     inputs: int = 4
     patches: Patches = ()
     prediction: Prediction | None = None
-    zero_snr: bool | None = None
+    zero_snr: bool = False
 
     @property
     def base(self) -> Self | None:
         """The same as the checkpoint says, then without LoRAs."""
-        if (self.prediction, self.zero_snr) != (None, None):
-            return replace(self, prediction=None, zero_snr=None)
+        if self.prediction is not None or self.zero_snr:
+            return replace(self, prediction=None, zero_snr=False)
         return replace(self, patches=()) if self.patches else None
 
     def load(self, files: Files, place: str) -> UnetModel:
@@ -400,7 +400,7 @@ class Unet(_Part):
 
     def patched(self, module: UnetModel, files: Files, place: str) -> UnetModel:
         """Put the LoRAs on it, or other noise levels beside it."""
-        if (self.prediction, self.zero_snr) != (None, None):
+        if self.prediction is not None or self.zero_snr:
             return UnetModel(module.unet, self._table(module.table), ())
         wide = getattr(module.unet.config, "addition_embed_type", None) == "text_time"
         parts = lora.PARTS if wide else lora.PARTS[:2]
@@ -409,7 +409,7 @@ class Unet(_Part):
 
     def _table(self, table: NoiseSchedule) -> NoiseSchedule:
         table = table if self.prediction is None else table.with_prediction(self.prediction)
-        return table if self.zero_snr is None else table.with_zero_snr(self.zero_snr)
+        return table.with_zero_snr() if self.zero_snr else table
 
     def module_bytes(self, module: object) -> int:
         """Bytes of the weights that it shares with no other."""
@@ -533,7 +533,7 @@ class Vae(_Part):
     def load(self, files: Files, place: str) -> Any:
         """Load it."""
         dtype = torch.float32 if self.precision == "auto" else self._dtype(place)
-        return self._unchanged(files, load.vae(self._folder(files), dtype=dtype, device=place))
+        return self._unchanged(files, load.vae(self._folder(files), dtype=dtype, device=place, space=asdict(self.space)))
 
 
 @dataclass(frozen=True, slots=True)
