@@ -533,7 +533,9 @@ class Vae(_Part):
     def load(self, files: Files, place: str) -> Any:
         """Load it."""
         dtype = torch.float32 if self.precision == "auto" else self._dtype(place)
-        return self._unchanged(files, load.vae(self._folder(files), dtype=dtype, device=place, space=asdict(self.space)))
+        return self._unchanged(
+            files, load.vae(self._folder(files), dtype=dtype, device=place, space=asdict(self.space))
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def base(engine, files):
 
 
 def text_of(model):
-    return model.encoder
+    return model.towers[0].encoder
 
 
 def test_after_a_hundred_runs_with_other_stacks_every_bit_is_the_files(files, checkpoint):

@@ -20,7 +20,7 @@ from nodes import model, text, vae
 from nodes.diffusion import original
 from nodes.diffusion.tensors import LoadError
 from nodes.files import CheckpointFile, LoraFile, VaeFile
-from nodes.types import Embedding, LatentSpace, Loras, TextEncoder, Unet
+from nodes.types import ControlNet, Embedding, LatentSpace, Loras, TextEncoder, Unet
 
 KEYS = ("lora_unet_mid_block_attentions_0_proj_in", "lora_te_text_model_encoder_layers_0_mlp_fc1")
 
@@ -31,7 +31,7 @@ def weights():
     parts = model.load(Files(named={"pocket": pocket.FOLDER}).resolve(ModelFile, "pocket"))
     context = Context(models=ModelPool(Files(named={"pocket": pocket.FOLDER})))
     context._models._files.resolve(ModelFile, "pocket")
-    unet, encoder = context.model(parts.unet).unet, context.model(parts.text).encoder
+    unet, encoder = context.model(parts.unet).unet, context.model(parts.text).towers[0].encoder
     return unet.mid_block.attentions[0].proj_in.weight.clone(), encoder.encoder.layers[0].mlp.fc1.weight.clone()
 
 
@@ -94,7 +94,8 @@ class TestReferences:
     @pytest.mark.parametrize(
         "made",
         [
-            Unet("00" * 32, "float16", 9, (("11" * 32, 0.5), ("22" * 32, -1.0))),
+            Unet("00" * 32, "float16", 9, (("11" * 32, 0.5), ("22" * 32, -1.0)), "v_prediction"),
+            ControlNet("00" * 32, "float16"),
             TextEncoder("00" * 32, "auto", (("11" * 32, 0.5),), 2),
             Embedding("00" * 32),
             Loras((("11" * 32, 0.5, 1.0),)),
@@ -103,8 +104,21 @@ class TestReferences:
     def test_they_survive_the_disk_and_each_field_counts(self, made):
         assert type(made).unpack(made.pack()) == made
         for field in dataclasses.fields(made):
-            other = {"digest": "ff" * 32, "precision": "bfloat16", "inputs": 4, "clip_skip": 3}.get(field.name, ())
+            others = {"digest": "ff" * 32, "precision": "bfloat16", "inputs": 4, "clip_skip": 3}
+            other = (others | {"prediction": None, "zero_snr": True}).get(field.name, ())
             assert dataclasses.replace(made, **{field.name: other}).identity() != made.identity()
+
+    def test_a_unet_that_predicts_something_else_shares_all_weights(self, parts, context, pool):
+        context.model(parts.unet)
+        held = pool.held()
+        made = model.sampling(parts.unet, prediction="v_prediction", zero_snr=True)
+        module = context.model(made)
+        assert module.unet is context.model(parts.unet).unet
+        assert pool.held() == held
+        assert module.table.prediction == "v_prediction"
+        assert module.table.sigma_max > 1000
+        assert context.model(parts.unet).table.prediction == "epsilon"
+        assert model.sampling(made) == made
 
     def test_the_reference_knows_how_many_channels_an_inpainting_unet_takes(self, parts, root, files):
         assert parts.unet.inputs == 4
@@ -211,7 +225,8 @@ class TestModules:
         assert torch.equal(base, weights[0])
 
     def test_layers_are_skipped_without_another_module(self, parts, context):
-        assert context.model(text.clip_skip(parts.text, 2)).encoder is context.model(parts.text).encoder
+        skipping = context.model(text.clip_skip(parts.text, 2))
+        assert skipping.towers[0].encoder is context.model(parts.text).towers[0].encoder
 
     def test_a_lora_that_changed_since_is_not_put_on(self, parts, fox, context, root):
         made = model.lora(parts.unet, parts.text, fox)

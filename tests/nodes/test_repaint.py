@@ -152,8 +152,8 @@ def pipeline(parts, context):
     made = diffusers.StableDiffusionInpaintPipeline(
         unet=context.model(parts.unet).unet,
         vae=context.model(parts.vae),
-        text_encoder=words.encoder,
-        tokenizer=words.tokenizer,
+        text_encoder=words.towers[0].encoder,
+        tokenizer=words.towers[0].tokenizer,
         scheduler=diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="linspace", steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
