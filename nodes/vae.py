@@ -1,5 +1,7 @@
 """Pictures to latents and back."""
 
+from dataclasses import asdict
+
 import torch
 
 from engine.context import Context
@@ -73,16 +75,17 @@ def decode(
     return in_tiles(context, run, _checked(Tiling(tile, overlap), vae), longest)
 
 
-@node("vae.load", version=1)
+@node("vae.load", version=2)
 def load(vae: Vae, source: VaeFile | None = None) -> Vae:
     """Refer to another VAE than the checkpoint's own, at the same precision; without a `source`, the given one.
 
     `source` is a VAE, a safetensors file as it is shared or a folder in diffusers' layout, by its name in a folder
-    `vae` or by its path; or a model, whose VAE is meant.
+    `vae` or by its path; or a model, whose VAE is meant. A file of a VAE alone does not tell the scale of its latents,
+    which is then that of `vae`.
     """
     if source is None:
         return vae
-    space = LatentSpace(**loading.latent_space(source.path))
+    space = LatentSpace(**loading.latent_space(source.path, beside=asdict(vae.space)))
     source.verify()
     return Vae(source.digest.hex(), vae.precision, space)
 

@@ -108,7 +108,9 @@ class TestReferences:
             other = (others | {"prediction": None, "zero_snr": True}).get(field.name, ())
             assert dataclasses.replace(made, **{field.name: other}).identity() != made.identity()
 
-    def test_a_unet_that_predicts_something_else_shares_all_weights(self, parts, context, pool):
+    def test_a_unet_that_predicts_something_else_shares_all_weights(self, parts, files):
+        pool = ModelPool(files)
+        context = Context(models=pool)
         context.model(parts.unet)
         held = pool.held()
         made = model.sampling(parts.unet, prediction="v_prediction", zero_snr=True)
