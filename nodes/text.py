@@ -35,7 +35,7 @@ def encode(
     given = written(text, negative=negative) if prompt is None else prompt
     model = context.model(encoder)
     vectors = {name: context.model(Embedding(digest)) for name, digest in given.embeddings}
-    reading = encoding.Reading(weighting, encoder.clip_skip, vectors)
+    reading = encoding.Reading(weighting, encoder.clip_skip, vectors, context.warn)
     encoded, parts = encoding.encode_prompt(given.text, model.towers, reading, negative=given.negative)
     return Conditioning(encoded.states, parts, encoded.pooled)
 

@@ -51,15 +51,18 @@ def made_for(width: int) -> str:
     return f"for {EMBEDDING_BY_WIDTH[width]}" if width in EMBEDDING_BY_WIDTH else f"of width {width}"
 
 
-def misfit(name: str, vectors: Tensor, width: int) -> str | None:
-    """Say what is wrong where vectors (N, D) are not of the width that text encoders take, all of them together."""
-    if vectors.shape[-1] == width:
+def misfit(name: str, vectors: Tensor, width: int | None) -> str | None:
+    """Say what is wrong where vectors are not (N, width); the width is that of all text encoders together, if known."""
+    shape = tuple(vectors.shape)
+    if len(shape) != 2 or 0 in shape:
+        return f"embedding {name!r}: expected vectors of shape (N, D), found {shape}"
+    if width in (None, shape[1]):
         return None
-    made, model = (
-        f"{made_for(each)} ({each} wide)" if each in EMBEDDING_BY_WIDTH else made_for(each)
-        for each in (vectors.shape[-1], width)
-    )
-    return f"embedding {name!r} is {made}, expected one {model}"
+    return f"embedding {name!r}: expected one {_wide(width)}, found one {_wide(shape[1])}"
+
+
+def _wide(width: int) -> str:
+    return f"{made_for(width)} ({width} wide)" if width in EMBEDDING_BY_WIDTH else made_for(width)
 
 
 def _sides(path: Path, found: Mapping[str, tuple[int, ...]]) -> tuple[int, Sequence[str]]:

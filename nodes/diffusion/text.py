@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from nodes.diffusion.embedding import misfit
 from nodes.diffusion.prompt import (
     Part,
     PromptError,
@@ -66,11 +67,13 @@ class Reading:
 
     `clip_skip` counts layers from the end: 1 is the last one, 2 leaves one out, and the final layer norm follows.
     Models with pooled states, SDXL's, never take the last layer, and no norm: there 1 and 2 are the last layer but one.
+    The bare name of an embedding for another kind of model is only words, as in the WebUI; `warn` is told.
     """
 
     weighting: Weighting = "a1111"
     clip_skip: int = 1
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    warn: Callable[[str], None] = lambda _: None
 
 
 PLAIN = Reading()
@@ -150,7 +153,7 @@ def chunks(
 
     A chunk ends at BREAK; else where it is full, or after its last comma where that is at most BACKTRACK tokens before
     the end. With `comfy` a chunk ends where it is full, and a group of equal weight moves as a whole if it is short.
-    Where the encoder's `width` is given, an embedding of another width is refused, as long as the text has it.
+    Where the encoders' `width` is given, an embedding of another width is refused if the text has `embedding:name`.
     """
     room = window - 2
     units = _Units(tokenizer, reading, room, width)
@@ -185,6 +188,7 @@ class _Units:
         self._tokenizer = tokenizer
         self._room = room
         self._width = width
+        self._warn = reading.warn
         self._named = {name.lower(): (name, vectors) for name, vectors in reading.embeddings.items()}
         for name, vectors in reading.embeddings.items():
             self._named.setdefault(bare_name(name).lower(), (name, vectors))
@@ -218,15 +222,26 @@ class _Units:
         at = 0
         while at < len(tokens):
             known = self._triggers.get(tokens[at], ())
-            found = next((entry for entry in known if tokens[at : at + len(entry[0])] == entry[0]), None)
+            named = (entry for entry in known if tokens[at : at + len(entry[0])] == entry[0])
+            found = next((entry for entry in named if self._meant(entry[1])), None)
             yield self._embedding(found[1], weight) if found else (Slot(tokens[at], weight),)
             at += len(found[0]) if found else 1
+
+    def _meant(self, name: str) -> bool:
+        """Whether a bare name stands for its vectors: not where they are of another width."""
+        said = misfit(name, self._named[name.lower()][1], self._width)
+        if said:
+            self._warn(
+                f"{said}: its name is read as words; take it out, or put an embedding for this model in its place"
+            )
+        return not said
 
     def _embedding(self, written: str, weight: float) -> Unit:
         if written.lower() not in self._named:
             raise PromptError(f"no embedding {written!r} for this prompt{_near(written, self._named)}")
         name, vectors = self._named[written.lower()]
-        _check_width(name, vectors, self._width)
+        if said := misfit(name, vectors, self._width):
+            raise PromptError(f"{said}: take it out, or put an embedding for this model in its place")
         if len(vectors) > self._room:
             raise PromptError(f"embedding {name!r} has {len(vectors)} vectors, a chunk holds {self._room}")
         return tuple(Slot(0, weight, vector) for vector in vectors)
@@ -390,14 +405,6 @@ def _check_skip(reading: Reading, towers: Sequence[Tower]) -> None:
     layers = min(tower.encoder.config.num_hidden_layers for tower in towers)
     if not 1 <= reading.clip_skip <= layers:
         raise PromptError(f"clip skip {reading.clip_skip}: this text encoder has {layers} layers, expected 1..{layers}")
-
-
-def _check_width(name: str, vectors: Tensor, width: int | None) -> None:
-    if vectors.ndim != 2 or 0 in vectors.shape or (width is not None and vectors.shape[1] != width):
-        raise PromptError(
-            f"embedding {name!r}: expected vectors of width {width or 'D'} for this text encoder, found "
-            f"{' x '.join(map(str, vectors.shape))}; it is made for another kind of model: take it out"
-        )
 
 
 def _check_size(count: int) -> None:

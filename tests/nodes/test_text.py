@@ -125,9 +125,20 @@ def test_an_embedding_is_found_by_its_name_and_encoded(encode):
     assert not torch.allclose(glowing.data[:, 5], encode("a face,").data[:, 5])
 
 
-def test_an_embedding_of_another_width_is_refused_by_its_name(encode):
-    with pytest.raises(PromptError, match=r"^embedding 'wide': expected vectors of width 128 .*, found 2 x 768;"):
-        encode("a wide face")
+def test_an_embedding_of_another_width_is_refused_where_it_is_named_outright(encode):
+    with pytest.raises(
+        PromptError, match=r"^embedding 'wide': expected one of width 128, found one for SD 1.x \(768 w"
+    ):
+        encode("a embedding:wide face")
+
+
+def test_its_bare_name_is_words_and_a_warning(encode, encoder, files):
+    context = Context(models=ModelPool(files))
+    words = files.resolve(PromptText, "a wide [wide:red:0.5] face")
+    found = text.encode(encoder, context, text=words)
+    assert torch.equal(found.data, text.encode(encoder, context, text="a wide [wide:red:0.5] face").data)
+    [said] = context.warnings
+    assert said.startswith("embedding 'wide': expected one of width 128, found one for SD 1.x (768 wide): its name is")
 
 
 def test_clip_skip_is_the_encoders(encode, encoder, context):

@@ -86,14 +86,20 @@ def test_what_is_none_is_not_described(tmp_path):
         embedding.described(tmp_path / "made.safetensors")
 
 
-def test_vectors_of_another_width_are_told_with_both_widths():
-    assert embedding.misfit("easy", torch.zeros(2, 768), 768) is None
-    assert embedding.misfit("easy", torch.zeros(2, 768), 2048) == (
-        "embedding 'easy' is for SD 1.x (768 wide), expected one for SDXL (2048 wide)"
-    )
-    assert embedding.misfit("easy", torch.zeros(2, 7), 768) == (
-        "embedding 'easy' is of width 7, expected one for SD 1.x (768 wide)"
-    )
+@pytest.mark.parametrize(
+    ("shape", "width", "said"),
+    [
+        ((2, 768), 768, None),
+        ((2, 768), None, None),
+        ((2, 768), 2048, "expected one for SDXL (2048 wide), found one for SD 1.x (768 wide)"),
+        ((2, 7), 768, "expected one for SD 1.x (768 wide), found one of width 7"),
+        ((768,), 768, "expected vectors of shape (N, D), found (768,)"),
+        ((0, 768), None, "expected vectors of shape (N, D), found (0, 768)"),
+    ],
+)
+def test_vectors_of_another_width_are_told_with_both_widths(shape, width, said):
+    found = embedding.misfit("easy", torch.zeros(shape), width)
+    assert found == (said and f"embedding 'easy': {said}")
 
 
 def test_a_pickle_is_refused_with_the_remedy(tmp_path):

@@ -230,11 +230,11 @@ def test_comfyui_knows_embeddings_only_outright(tokenizer, ids):
     ("words", "embeddings", "said"),
     [
         (
-            "fox",
+            "embedding:fox",
             {"fox": torch.zeros(2, 768)},
-            "embedding 'fox': expected vectors of width 128 for this text encoder, found 2 x 768;",
+            "embedding 'fox': expected one of width 128, found one for SD 1.x (768 wide): take it out",
         ),
-        ("fox", {"fox": torch.zeros(128)}, "embedding 'fox': expected vectors of width 128"),
+        ("embedding:fox", {"fox": torch.zeros(128)}, "embedding 'fox': expected vectors of shape (N, D), found (128,)"),
         ("fox", {"fox": torch.zeros(76, 128)}, "embedding 'fox' has 76 vectors, a chunk holds 75"),
         ("embedding:foxy", {"fox": FOX}, "no embedding 'foxy' for this prompt, did you mean 'fox'?"),
         ("embedding:wolf", {}, "no embedding 'wolf' for this prompt; take it out, or add its file"),
@@ -244,6 +244,29 @@ def test_an_embedding_that_does_not_fit_is_named(encoded, words, embeddings, sai
     with pytest.raises(PromptError) as refusal:
         encoded(words, **embeddings)
     assert str(refusal.value).startswith(said)
+
+
+def test_the_bare_name_of_an_embedding_for_another_model_is_words_and_said(tokenizer, text_encoder):
+    said = []
+    reading = Reading(embeddings={"Fox": torch.zeros(2, 768), "fo": torch.ones(1, 128)}, warn=said.append)
+    made = encode("a fox", [Tower(tokenizer, text_encoder)], reading).states
+    assert torch.equal(made, encode("a fox", [Tower(tokenizer, text_encoder)]).states)
+    assert len(said) == 1
+    assert said[0].startswith("embedding 'Fox': expected one of width ")
+    assert said[0].endswith(", found one for SD 1.x (768 wide): its name is read as words; take it out, or put an "
+                            "embedding for this model in its place")  # fmt: skip
+
+
+def test_a_shorter_name_that_fits_is_found_where_a_longer_one_does_not(tokenizer, text_encoder):
+    reading = Reading(embeddings={"red fox": torch.zeros(2, 768), "red": FOX})
+    alone = Reading(embeddings={"red": FOX})
+    towers = [Tower(tokenizer, text_encoder)]
+    assert torch.equal(encode("a red fox", towers, reading).states, encode("a red fox", towers, alone).states)
+
+
+def test_where_only_outright_names_count_nothing_is_said_of_bare_ones(tokenizer, text_encoder):
+    reading = Reading("comfy", embeddings={"fox": torch.zeros(2, 768)}, warn=pytest.fail)
+    encode("a fox", [Tower(tokenizer, text_encoder)], reading)
 
 
 def test_an_embedding_that_does_not_occur_may_have_any_width(encoded):
