@@ -47,8 +47,9 @@ def lora(
 ) -> Patched:
     """Put a LoRA on a UNet and a text encoder, on top of those that are on them.
 
-    `source` is a safetensors file, by its name in a folder `loras` or by its path. A strength of 1 is what it was
-    trained for, less is weaker, negative is the opposite, 0 leaves the part as it is.
+    `source` is a safetensors file, by its name in a folder `loras` or by its path: a LoRA, also with convolutions, a
+    LoHa, LoKr, DoRA or full differences, for the family of the model. A strength of 1 is what it was trained for, less
+    is weaker, negative is the opposite, 0 leaves the part as it is. `text_strength` counts for all text encoders.
     """
     return loras(unet, text, Loras(((source.digest.hex(), text_strength, unet_strength),)))
 
