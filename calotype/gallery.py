@@ -24,6 +24,11 @@ Every saved graph, run on the embedded model. `make gallery` makes this page aga
 ([how poorly](../pocket/README.md)); what the graphs do to a picture can be seen all the same.
 """
 
+OTHERS = """## With models of your own
+
+These saved graphs need more than the embedded model; [where models are looked for](models.md).
+"""
+
 
 @dataclass(frozen=True)
 class Exhibit:
@@ -104,6 +109,7 @@ EXHIBITS = (
     Exhibit("loopback", {"first": "first", "second": "second", "third": "third", "image": "fourth"}),
     Exhibit("sd_upscale", {"before": "enlarged", "image": "repainted in tiles"}),
     Exhibit("text2img"),
+    Exhibit("regional_prompts"),
     Exhibit("hires_fix", {"before": "the first pass", "image": "the second"}),
     Exhibit("denoise_sweep"),
     Exhibit("denoise_cfg_plot"),
@@ -130,12 +136,24 @@ def hung(engine: Engine, exhibit: Exhibit) -> PIL.Image.Image:
 
 def page() -> str:
     """The page, as Markdown."""
-    return "\n".join([HEAD, *(line for exhibit in EXHIBITS for line in _lines(exhibit))])
+    shown = (line for exhibit in EXHIBITS for line in _lines(exhibit))
+    return "\n".join([HEAD, *shown, OTHERS, *(_entry(name) for name in demanding()), ""])
+
+
+def demanding() -> list[str]:
+    """Saved graphs that need models of one's own."""
+    return [path.stem for path in graphs_in(SAVED) if "needs" in find(path.stem).document.meta]
 
 
 def missing() -> list[str]:
-    """Saved graphs that nothing is shown of."""
-    return sorted({path.stem for path in graphs_in(SAVED)} - {exhibit.graph for exhibit in EXHIBITS})
+    """Saved graphs that run on the embedded model and that nothing is shown of."""
+    saved = {path.stem for path in graphs_in(SAVED)}
+    return sorted(saved - {exhibit.graph for exhibit in EXHIBITS} - set(demanding()))
+
+
+def _entry(name: str) -> str:
+    meta = find(name).document.meta
+    return f"* **{meta['title']}**, `calotype run {name}`: {meta['description']} It needs {meta['needs']}."
 
 
 def _lines(exhibit: Exhibit) -> Iterator[str]:
