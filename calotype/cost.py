@@ -11,7 +11,7 @@ from engine.loop import FUSED
 from engine.plan import Planned, Verdict
 from engine.program import Port, Program, Step
 from nodes.diffusion.prompt import joined
-from nodes.diffusion.sampler import evaluations
+from nodes.diffusion.sampler import SAMPLERS, evaluations
 from nodes.diffusion.schedule import executed
 
 
@@ -102,8 +102,10 @@ def _rounds(program: Program) -> list[int]:
 
 def _sampling(program: Program, step: Step, number: int) -> Sampling:
     reader = Reader(program, {})
-    cfg, pictures = reader.known(step, "cfg"), reader.known(reader.source(step, "noise"), "count")
-    sides = len(joined(reader.prompt(step, "positive"))) + (cfg != 1 and reader.link(step, "negative") is not None)
+    cfg, sampler = reader.known(step, "cfg"), reader.known(step, "sampler")
+    pictures = reader.known(reader.source(step, "noise"), "count")
+    wanted = cfg != 1 or (sampler in SAMPLERS and SAMPLERS[sampler].unguided)
+    sides = len(joined(reader.prompt(step, "positive"))) + (wanted and reader.link(step, "negative") is not None)
     questions = _questions(reader, step) if pictures else None
     return Sampling(reader.link(step, "unet"), pictures or 1, questions, sides, number)
 

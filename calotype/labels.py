@@ -15,6 +15,14 @@ SAMPLERS: Words = MappingProxyType({name: made.label or name for name, made in s
 SCHEDULES: Words = MappingProxyType(
     {"automatic": "Automatic", **{name: label for label, name in schedule.LABELS.items()}},
 )
+OTHERS: Words = {
+    **{f"{name}_gpu": name for name in ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde")},
+    "SGMUniform": "sgm_uniform",
+}
+"""More names of samplers and schedules -> ours: ComfyUI's that say where noise is drawn (the noise's own affair here),
+and a former label."""
+DDIM_CFG_PP, DDIM_CFG_PP_SHARE = "DDIM CFG++", 1 / 12.5
+"""The WebUI's sampler that divides the cfg, which others of its family expect to be divided."""
 RESIZE: Words = {
     "stretch": "Just resize",
     "crop": "Crop and resize",
@@ -95,7 +103,12 @@ def _takes(param: Param, word: str) -> bool:
 
 
 def sampler_of(value: object) -> tuple[str, str | None]:
-    """A sampler, and a schedule where its name ends in one, as in "DPM++ 2M Karras". Raises ValueError."""
+    """A sampler, and a schedule where its name means one, as "DPM++ 2M Karras" does. Raises ValueError.
+
+    Any name of the WebUI's, of ComfyUI's or of ours.
+    """
+    if divides_cfg(value):
+        return "euler_cfg_pp", "ddim_uniform"
     found = _lookup(SAMPLERS, value)
     if found is not None:
         return found, None
@@ -109,6 +122,11 @@ def sampler_of(value: object) -> tuple[str, str | None]:
     raise ValueError(_unknown("sampler", value, (*SAMPLERS.values(), *SAMPLERS)))
 
 
+def divides_cfg(value: object) -> bool:
+    """Whether a sampler's name means one that takes only `DDIM_CFG_PP_SHARE` of the cfg."""
+    return isinstance(value, str) and value.strip().casefold() == DDIM_CFG_PP.casefold()
+
+
 def schedule_of(value: object) -> str:
     """A schedule by its label or by our name. Raises ValueError."""
     found = _lookup(SCHEDULES, value)
@@ -120,7 +138,10 @@ def schedule_of(value: object) -> str:
 def _lookup(words: Words, value: object) -> str | None:
     if not isinstance(value, str):
         return None
-    known = {label.casefold(): word for word, label in words.items()} | {word.casefold(): word for word in words}
+    others = {label.casefold(): word for label, word in OTHERS.items() if word in words}
+    known = (
+        others | {label.casefold(): word for word, label in words.items()} | {word.casefold(): word for word in words}
+    )
     return known.get(value.strip().casefold())
 
 

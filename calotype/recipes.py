@@ -394,7 +394,14 @@ class _Cook:
         sampler, ending = self.read(samplers[0], labels.sampler_of, name) or (None, None)
         schedule = self.read(schedules[0], labels.schedule_of, self._first_of(*schedules) or "Automatic")
         self.put(samplers[0], f"{prefix}sampler", sampler)
+        if labels.divides_cfg(name):
+            self.divide_cfg(prefix)
         self.put(schedules[0], f"{prefix}schedule", ending if ending and schedule == "automatic" else schedule)
+
+    def divide_cfg(self, prefix: str) -> None:
+        """Take the share of the cfg that the WebUI's DDIM CFG++ takes."""
+        for where in {f"{prefix}cfg", f"{self.inner}{prefix}cfg"} & self.settings.keys():
+            self.settings[where] *= labels.DDIM_CFG_PP_SHARE
 
     def put(self, parameter: str, name: str, value: Any) -> None:
         """Set a name of the graph, exposed or within, if the parameter it leads to takes the value."""

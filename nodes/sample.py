@@ -75,6 +75,13 @@ SamplerName = Literal[
     "er_sde",
     "sa_solver",
     "sa_solver_pece",
+    "euler_cfg_pp",
+    "euler_ancestral_cfg_pp",
+    "dpmpp_2s_ancestral_cfg_pp",
+    "dpmpp_2m_cfg_pp",
+    "res_multistep_cfg_pp",
+    "res_multistep_ancestral_cfg_pp",
+    "gradient_estimation_cfg_pp",
 ]
 ScheduleName = Literal[
     "automatic",

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from nodes.diffusion import cfg_pp
 from nodes.diffusion.ancestral import (
     ddim,
     ddpm,
@@ -100,12 +101,25 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "res_multistep": Sampler(res_multistep, "RES multistep"),
         "gradient_estimation": Sampler(gradient_estimation, "Gradient estimation"),
         "ipndm_v": Sampler(ipndm_v, "IPNDM v"),
-        "res_multistep_ancestral": Sampler(res_multistep_ancestral, "RES multistep a"),
+        "res_multistep_ancestral": Sampler(res_multistep_ancestral, "RES multistep a", reseeds=True),
         "seeds_2": Sampler(seeds_2, "SEEDS-2", "karras", asks=2),
         "seeds_3": Sampler(seeds_3, "SEEDS-3", "karras", asks=3),
         "er_sde": Sampler(er_sde, "ER-SDE"),
         "sa_solver": Sampler(sa_solver, "SA-Solver"),
         "sa_solver_pece": Sampler(sa_solver_pece, "SA-Solver PECE", asks=2),
+        "euler_cfg_pp": Sampler(cfg_pp.euler_cfg_pp, "Euler CFG++", unguided=True),
+        "euler_ancestral_cfg_pp": Sampler(cfg_pp.euler_ancestral_cfg_pp, "Euler a CFG++", reseeds=True, unguided=True),
+        "dpmpp_2s_ancestral_cfg_pp": Sampler(
+            cfg_pp.dpmpp_2s_ancestral_cfg_pp, "DPM++ 2S a CFG++", "karras", asks=2, reseeds=True, unguided=True
+        ),
+        "dpmpp_2m_cfg_pp": Sampler(cfg_pp.dpmpp_2m_cfg_pp, "DPM++ 2M CFG++", "karras", unguided=True),
+        "res_multistep_cfg_pp": Sampler(cfg_pp.res_multistep_cfg_pp, "RES multistep CFG++", unguided=True),
+        "res_multistep_ancestral_cfg_pp": Sampler(
+            cfg_pp.res_multistep_ancestral_cfg_pp, "RES multistep a CFG++", reseeds=True, unguided=True
+        ),
+        "gradient_estimation_cfg_pp": Sampler(
+            cfg_pp.gradient_estimation_cfg_pp, "Gradient estimation CFG++", unguided=True
+        ),
     },
 )
 

@@ -11,7 +11,7 @@ from nodes.diffusion.step import Noise, Steps, exponential_step, weighed
 
 
 def uni_pc(x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 3) -> Steps:  # noqa: ARG001
-    """UniPC with B(h) = h: predicts denoised latents, multistep, one question a step, up to `order` 3.
+    """UniPC with B(h) = h: predicts denoised latents, multistep, one question a step, by up to `order` answers.
 
     The last steps are of lower order, and the step onto 0 gives the answer.
     """

@@ -44,12 +44,14 @@ def parts(files):
 @pytest.fixture(scope="module")
 def call(parts, pool):
     """The arguments of one small call: two latents of 4 x 4 cells to start from, three steps."""
-    positive = text.encode(parts.text, Context(models=pool), text="smiling face")
+    positive, empty = (text.encode(parts.text, Context(models=pool), text=words) for words in ("smiling face", ""))
     start = Latent(torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(5)))
 
     def arguments(**given):
         settings = {"steps": 3, "cfg": 1.0, "denoise": 0.75, "sampler": "euler", "schedule": "automatic"}
         fixed = {"unet": parts.unet, "positive": positive, "latent": start, "noise": Noise((1, 2))}
+        if SAMPLERS[given.get("sampler", "euler")].unguided:
+            fixed["negative"] = empty
         return {**fixed, "context": Context(models=pool), **settings, **given}
 
     return arguments
@@ -165,6 +167,14 @@ class TestWhatOptionsDo:
     def test_levels_are_part_of_what_options_are(self):
         assert options(levels=(3.0, 1.0)).identity() != options(levels=(3.0, 1.5)).identity()
         assert options(order=3).identity() != options().identity()
+
+    @pytest.mark.parametrize("name", [name for name in SAMPLERS if SAMPLERS[name].unguided])
+    def test_samplers_that_ask_for_the_negative_need_one_and_follow_it(self, name, made, call):
+        with pytest.raises(ValueError, match="this sampler asks for what is predicted under the negative prompt"):
+            made(sampler=name, negative=None)
+        turned = call(sampler=name)
+        turned |= {"positive": turned["negative"], "negative": turned["positive"]}
+        assert not torch.allclose(sample(**turned).data, made(sampler=name), rtol=1e-3)
 
     def test_churn_without_a_highest_level_has_no_end(self):
         assert keywords(SampleOptions(churn=2.0))["churn"].high == float("inf")

@@ -1,4 +1,4 @@
-from itertools import pairwise
+from itertools import pairwise, product
 from math import sqrt
 
 import numpy as np
@@ -13,10 +13,14 @@ from nodes.diffusion.schedule import SCHEDULES, karras, plan
 from nodes.diffusion.step import Churn, Predicted
 
 FIRST, LAST = 14.6, 0.05
-FIRST_ORDER = (*("euler", "euler_ancestral", "ddim", "heunpp2", "gradient_estimation"),)
+FIRST_ORDER = (
+    *("euler", "euler_ancestral", "ddim", "heunpp2", "gradient_estimation"),
+    *("euler_cfg_pp", "euler_ancestral_cfg_pp", "gradient_estimation_cfg_pp"),
+)
 SECOND_ORDER = (
     *("heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "restart", "plms", "ipndm"),
     *("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "res_multistep", "res_multistep_ancestral", "seeds_2", "er_sde"),
+    *("dpmpp_2s_ancestral_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "res_multistep_ancestral_cfg_pp"),
 )
 KNOWN_ORDER = (
     *((1, name) for name in FIRST_ORDER),
@@ -95,6 +99,14 @@ def test_higher_orders_come_nearer_in_as_many_steps(name, rho, mixture, truth):
 @pytest.mark.parametrize("name", [*SECOND_ORDER, *HIGHER_ORDER, *BETWEEN_ORDERS])
 def test_deterministic_samplers_converge_to_the_probability_flow(name, mixture, truth):
     assert error(sample(name, mixture.denoised, START, levels(250), eta=0.0), truth) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["uni_pc", "uni_pc_bh2"])
+def test_unipc_comes_nearer_the_more_answers_it_looks_back_at(name, mixture, truth):
+    off = [error(sample(name, mixture.denoised, START, levels(80), order=order), truth) for order in (1, 2, 3, 4)]
+    assert sorted(off, reverse=True) == off
+    assert off[3] < 2e-5
+    assert off[0] > 1e-4
 
 
 def test_the_adaptive_sampler_keeps_to_its_tolerance(mixture, truth):
@@ -193,6 +205,27 @@ def test_noise_is_asked_for_the_way_between_two_levels(name, mixture):
     )
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("convention", ["exact", "a1111", "comfy"])
+def test_few_steps_by_every_convention_come_down(name, convention, mixture, table):
+    """And ask as often as was counted, where that can be counted."""
+    sampler = SAMPLERS[name]
+    for steps, denoise in product((1, 2, 3), (0.3, 1.0)):
+        whole, begin = plan(
+            SCHEDULES[sampler.schedule],
+            table,
+            steps,
+            denoise,
+            convention=convention,
+            discards=convention in sampler.discards,
+        )
+        sigmas, asked = whole[begin:].tolist(), []
+        start = mixture.means[1] + draws(steps)() * sigmas[0]
+        end = sample(name, lambda *q, asked=asked: asked.append(q) or mixture.denoised(*q), start, sigmas, draws(9))
+        assert evaluations(name, sigmas) in {None, len(asked)}
+        assert end.abs().max() < (30 if name == "dpm_fast" else 10), (steps, denoise, end)
+
+
 def draws(seed, shape=START.shape):
     generator = torch.Generator().manual_seed(seed)
     return lambda *_: torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -208,7 +241,8 @@ MORE_NOISY = ("seeds_2", "seeds_3", "er_sde", "sa_solver", "sa_solver_pece", "re
 def test_stochastic_samplers_draw_from_the_data_distribution(name, mixture, table):
     sigmas = karras(table, 100).tolist()
     noise = draws(2, (6_000,))
-    samples = sample(name, mixture.denoised, noise() * sigmas[0], sigmas, noise, eta=1.0)
+    told = {} if name == "er_sde" else {"eta": 1.0}  # whose own scale is another
+    samples = sample(name, mixture.denoised, noise() * sigmas[0], sigmas, noise, **told)
     mean = 0.4 * -1.0 + 0.6 * 1.5
     second = 0.4 * (1.0 + 0.25) + 0.6 * (2.25 + 0.64)
     assert samples.mean().item() == pytest.approx(mean, abs=0.06)
