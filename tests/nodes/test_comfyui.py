@@ -1,7 +1,6 @@
 """What `sample` does by ComfyUI's convention, and pictures encoded as ComfyUI does."""
 
 from math import sqrt
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from engine.file import Files, ModelFile
 from engine.models import ModelPool
 from nodes import mask, model, noise, text, vae
 from nodes.diffusion.denoise import Denoiser
+from nodes.diffusion.guidance import Clause
 from nodes.diffusion.noise import draw
 from nodes.diffusion.schedule import karras
 from nodes.options import options
@@ -44,7 +44,7 @@ def asked(monkeypatch):
     def answer(_self, given):
         questions.extend((each.x.clone(), each.sigma, each.guidance.whole_timesteps) for each in given)
         return [
-            each.guidance.combine(SimpleNamespace(positive=((1.0, each.x * 0),), negative=()), each.sigma)
+            each.guidance.combine([(Clause(each.guidance.positive), each.x * 0)], [], each.x, each.sigma)
             for each in given
         ]
 
