@@ -354,6 +354,12 @@ class TestLookingAround:
         assert sampled == ["6 pictures to sample, 84 UNet evaluations in about 7 calls"]
         assert list(tmp_path.iterdir()) == []
 
+    def test_the_negative_counts_where_it_is_asked_for_whatever_the_cfg(self, call):
+        for sampler, evaluations in (("euler", 4), ("euler_cfg_pp", 8)):
+            told = ["--set", "steps=4", "--set", "cfg=1", "--set", f"sampler={sampler}", "--dry-run"]
+            out = call("sweep", "text2img", "--x", "seed=1", *told)[1]
+            assert f"1 picture to sample, {evaluations} UNet evaluations in about 4 calls" in out
+
     def test_only_what_would_run_counts(self, call):
         axes = ["--x", "seed=1,2", "--set", "steps=3", "--cache", "cache"]
         assert "2 pictures to sample, 12 UNet evaluations in about 3 calls" in call("sweep", "text2img", *axes)[1]
