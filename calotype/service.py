@@ -165,6 +165,7 @@ def build(settings: Settings) -> Service:
         named=MODELS,
         schemes={"blob": blob},
         anywhere=False,
+        elsewhere=settings.hub,
     )
     for said in settings.warnings():
         _log.warning(said)

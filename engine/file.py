@@ -108,7 +108,8 @@ class Files(Contents):
     may be a single file, which is found by its own name. `named` gives fixed names to models (the embedded one);
     `schemes` find what names such as `blob:...` stand for. With `anywhere`, absolute paths and paths that leave the
     roots are allowed too, as a person at the command line expects. Without it, nothing outside of roots and places is
-    read, through links neither: what is found in one of them may not lead out of it.
+    read, through links neither: what is found in one of them may not lead out of it. With `elsewhere`, a kind of file
+    may know of names that no folder has.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Files(Contents):
         named: Mapping[str, Path] | None = None,
         schemes: Mapping[str, Callable[[str], Path | None]] | None = None,
         anywhere: bool = True,
+        elsewhere: bool = True,
     ) -> None:
         super().__init__()
         self.roots = tuple(dict.fromkeys(Path(root) for root in roots))
@@ -126,6 +128,7 @@ class Files(Contents):
         self.named = dict(named or {})
         self.schemes = dict(schemes or {})
         self.anywhere = anywhere
+        self.elsewhere = elsewhere
         self._listings = Listings()
         self._listed: dict[type[File], tuple[Sequence[Sequence[Visit]], Listed]] = {}
 
@@ -257,7 +260,7 @@ class Files(Contents):
 
     def _elsewhere(self, kind: type[File], name: str) -> Place | None:
         """What a name stands for that is in no folder."""
-        path, within = kind.elsewhere(name) or (None, Path())
+        path, within = (kind.elsewhere(name) if self.elsewhere else None) or (None, Path())
         return (path, None) if path is not None and self._allowed(kind, within, path) else None
 
     def _placed(self, kind: type[File], within: Path, path: Path) -> Iterator[Path]:
@@ -288,7 +291,7 @@ class Files(Contents):
         folders = [folder.path for folder in self._folders_of(kind)] or self.roots
         searched = ", ".join(map(str, folders)) or "the current folder"
         hint = f", did you mean {near[0]!r}?" if near else f" (searched {searched})"
-        said = kind.remedy(name)
+        said = kind.remedy(name) if self.elsewhere else ""
         return f"no {kind.kind} {name!r}{hint}{'; ' if said else ''}{said}"
 
 

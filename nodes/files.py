@@ -1,5 +1,6 @@
 """Kinds of files that nodes take, and texts that mention files: known by all that they mention."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -10,7 +11,7 @@ from engine.digest import Digest, digest
 from engine.errors import FileError
 from engine.file import File, Files, ModelFile
 from nodes import style
-from nodes.diffusion import prompt
+from nodes.diffusion import hub, prompt
 from nodes.style import Style
 
 K = TypeVar("K", bound=File)
@@ -19,9 +20,33 @@ PICKLES = (".pt", ".bin", ".ckpt", ".pth")
 """Endings of files that are found, so that whoever names them is told how to convert them."""
 
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+"""`owner/name`, as the hub calls its models."""
+
+
 @dataclass(frozen=True, slots=True)
-class CheckpointFile(ModelFile):
-    """A model, a file or a folder in diffusers' layout, by its name in a folder `checkpoints` or by its path."""
+class HubFile(ModelFile):
+    """A model that may also be named by its id on the Hugging Face hub, whose files are in the hub's cache here."""
+
+    @classmethod
+    def elsewhere(cls, name: str) -> tuple[Path, Path] | None:
+        """The snapshot in the cache; its links lead to blobs that belong to the same model."""
+        path = hub.cached(name) if HUB_ID.fullmatch(name) else None
+        if path is None:
+            return None
+        return path, path.parents[1] if path.parent.name == "snapshots" else path
+
+    @classmethod
+    def remedy(cls, name: str) -> str:
+        """How a model of the hub comes into its cache."""
+        if not HUB_ID.fullmatch(name):
+            return ""
+        return f"nor is it a model in the local cache of the hub; where it is one of the hub's: hf download {name}"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile(HubFile):
+    """A model: a file or a folder in diffusers' layout, by its name in a folder `checkpoints`, by path or hub id."""
 
     folder: ClassVar[str] = "checkpoints"
     suffixes: ClassVar[tuple[str, ...]] = (".safetensors", *PICKLES)
@@ -46,8 +71,8 @@ class EmbeddingFile(File):
 
 
 @dataclass(frozen=True, slots=True)
-class VaeFile(ModelFile):
-    """A VAE, a file or a folder in diffusers' layout, by its name in a folder `vae` or by its path; or a model's."""
+class VaeFile(HubFile):
+    """A VAE, or that of a model: a file or a folder, by its name in a folder `vae`, by its path or by its hub id."""
 
     kind: ClassVar[str] = "VAE"
     folder: ClassVar[str] = "vae"
@@ -55,8 +80,8 @@ class VaeFile(ModelFile):
 
 
 @dataclass(frozen=True, slots=True)
-class ControlNetFile(ModelFile):
-    """A ControlNet, a file or a folder in diffusers' layout, by its name in a folder `controlnet` or by its path."""
+class ControlNetFile(HubFile):
+    """A ControlNet: a file or a folder, by its name in a folder `controlnet`, by its path or by its hub id."""
 
     kind: ClassVar[str] = "ControlNet"
     folder: ClassVar[str] = "controlnet"

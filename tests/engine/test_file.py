@@ -726,6 +726,11 @@ class TestElsewhere:
         with pytest.raises(FileError, match=r"^no crate 'ann/big' \(searched .*\); fetch ann/big first$"):
             Files([root]).find(crate, "ann/big")
 
+    def test_it_is_not_asked_for_where_that_is_not_wanted(self, root, crate, tmp_path):
+        self.put(tmp_path / "store", "big", "config.json", b"{}")
+        with pytest.raises(FileError, match=r"^no crate 'ann/big' \(searched [^;]*\)$"):
+            Files([root], elsewhere=False).find(crate, "ann/big")
+
     def test_a_text_cannot_mention_it(self, root, crate, tmp_path):
         self.put(tmp_path / "store", "big", "config.json", b"{}")
         with pytest.raises(FileError):

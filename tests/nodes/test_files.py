@@ -1,10 +1,23 @@
 """Texts that mention files: known by all that they mention, found in the folders of their kind and nowhere else."""
 
+import os
+
 import pytest
 
 from engine.errors import FileChanged, FileError
 from engine.file import Files
-from nodes.files import NO_TEXT, EmbeddingFile, LoraFile, PromptText, Styles
+from nodes.diffusion import hub
+from nodes.files import (
+    NO_TEXT,
+    CheckpointFile,
+    ControlNetFile,
+    EmbeddingFile,
+    LoraFile,
+    PromptText,
+    Styles,
+    UpscaleFile,
+    VaeFile,
+)
 
 
 @pytest.fixture
@@ -134,3 +147,81 @@ class TestStyles:
         (root / "loras/fox.safetensors").write_text("other")
         with pytest.raises(FileChanged, match="fox"):
             found.verify()
+
+
+class TestHub:
+    """A model may be named by its id on the hub, where the hub's files are cached here; nothing is fetched."""
+
+    @pytest.fixture
+    def cache(self, tmp_path, monkeypatch):
+        """The hub's cache, with one model: a snapshot of links to blobs."""
+        model = tmp_path / "hub" / "models--ann--big-model"
+        snapshot = model / "snapshots" / "abc123"
+        (model / "blobs").mkdir(parents=True)
+        (model / "refs").mkdir()
+        (model / "refs" / "main").write_text("abc123")
+        (snapshot / "vae").mkdir(parents=True)
+        for number, name in enumerate(("model_index.json", "vae/config.json")):
+            (model / "blobs" / str(number)).write_text("{}")
+            link = snapshot / name
+            link.symlink_to(os.path.relpath(model / "blobs" / str(number), link.parent))
+        monkeypatch.setattr(hub, "cached", {"ann/big-model": snapshot}.get)
+        return model
+
+    @pytest.mark.parametrize("kind", [CheckpointFile, VaeFile, ControlNetFile])
+    @pytest.mark.parametrize("anywhere", [True, False])
+    def test_it_is_known_by_the_content_behind_the_links(self, root, cache, kind, anywhere):
+        files = Files([root], anywhere=anywhere)
+        found = files.resolve(kind, "ann/big-model")
+        assert (found.path, found.root) == (cache / "snapshots/abc123", None)
+        assert files.locate(found.digest) == found.path
+        (cache / "blobs/1").write_text("[]")
+        with pytest.raises(FileChanged):
+            found.verify()
+        assert files.resolve(kind, "ann/big-model").digest != found.digest
+
+    def test_a_folder_of_that_name_comes_first(self, root, cache):
+        own = root / "checkpoints/ann/big-model"
+        own.mkdir(parents=True)
+        (own / "model_index.json").write_text("{}")
+        assert Files([root]).resolve(CheckpointFile, "ann/big-model").path == own
+
+    def test_links_out_of_the_model_are_not_followed_by_a_service(self, root, cache, tmp_path):
+        (tmp_path / "secret.json").write_text("secret")
+        (cache / "snapshots/abc123/more.json").symlink_to(tmp_path / "secret.json")
+        with pytest.raises(FileError):
+            Files([root], anywhere=False).resolve(CheckpointFile, "ann/big-model")
+
+    def test_one_that_is_not_cached_is_told_how_to_fetch(self, files):
+        said = "nor is it a model in the local cache of the hub; where it is one of the hub's: hf download ann/small"
+        with pytest.raises(FileError, match=rf"^no model 'ann/small' \(searched .*\); {said}$"):
+            files.resolve(CheckpointFile, "ann/small")
+
+    @pytest.mark.parametrize(
+        "name", ["model", "a/b/c", "../ann/x", "ann/../x", "/ann/x", "ann/", "ann/-x", "ann/ü", "a\nb/c"]
+    )
+    def test_what_is_no_id_is_not_asked_for(self, files, monkeypatch, name):
+        asked = []
+        monkeypatch.setattr(hub, "cached", asked.append)
+        with pytest.raises(FileError) as caught:
+            files.resolve(CheckpointFile, name)
+        assert (asked, "hf download" in str(caught.value)) == ([], False)
+
+    @pytest.mark.parametrize("kind", [LoraFile, EmbeddingFile, UpscaleFile])
+    def test_other_kinds_have_no_ids(self, files, cache, kind):
+        with pytest.raises(FileError):
+            files.resolve(kind, "ann/big-model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (ControlNetFile, "controlnet/canny.safetensors"),
+        (UpscaleFile, "upscale/net.safetensors"),
+        (UpscaleFile, "upscale/x.pth"),
+    ],
+)
+def test_a_kind_finds_its_files_in_its_folder_without_their_ending_also_pickles(files, root, kind, name):
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text(name)
+    assert files.resolve(kind, name.rpartition("/")[2].rpartition(".")[0]).path == root / name
