@@ -1,6 +1,5 @@
 """Kinds of files that nodes take, and texts that mention files: known by all that they mention."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -20,10 +19,6 @@ PICKLES = (".pt", ".bin", ".ckpt", ".pth")
 """Endings of files that are found, so that whoever names them is told how to convert them."""
 
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-"""`owner/name`, as the hub calls its models."""
-
-
 @dataclass(frozen=True, slots=True)
 class HubFile(ModelFile):
     """A model that may also be named by its id on the Hugging Face hub, whose files are in the hub's cache here."""
@@ -31,7 +26,7 @@ class HubFile(ModelFile):
     @classmethod
     def elsewhere(cls, name: str) -> tuple[Path, Path] | None:
         """The snapshot in the cache; its links lead to blobs that belong to the same model."""
-        path = hub.cached(name) if HUB_ID.fullmatch(name) else None
+        path = hub.cached(name)
         if path is None:
             return None
         return path, path.parents[1] if path.parent.name == "snapshots" else path
@@ -39,7 +34,7 @@ class HubFile(ModelFile):
     @classmethod
     def remedy(cls, name: str) -> str:
         """How a model of the hub comes into its cache."""
-        if not HUB_ID.fullmatch(name):
+        if not hub.is_name(name):
             return ""
         return f"nor is it a model in the local cache of the hub; where it is one of the hub's: hf download {name}"
 

@@ -103,10 +103,7 @@ class Settings(Places):
     hosts: Hosts = Field(default=(), description="Names by which the service is known besides those it is bound to.")
     origins: Origins = Field(default=(), description="Foreign web pages that may use it, as scheme://host[:port].")
     inputs: Folders = Field(default=(), description="Folders in which submitted graphs may name pictures.")
-    hub: bool = Field(
-        default=False,
-        description="Whether submitted graphs may name models in the local cache of the hub by their ids.",
-    )
+    hub: bool = Field(default=False, description="Whether submitted graphs may name models in the local hub cache.")
     graphs: Folders = Field(default=(), description="Folders of saved graphs.")
     device: str | None = Field(default=None, description="cpu, cuda or cuda:N; the best there is without it.")
     exact: bool = Field(default=False, description="Never fuse calls: the same bits on every run.")

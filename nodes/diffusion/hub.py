@@ -23,12 +23,14 @@ SMALL = (".json", ".txt", ".model")
 FOLDERS = ("", "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 INDICES = ("model_index.json", "config.json")
 """One of these is in every model."""
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_WORD = r"[A-Za-z0-9]([\w.-]{0,94}\w)?"
+_NAME = re.compile(f"{_WORD}/{_WORD}", re.ASCII)
 
 
 def is_name(text: str) -> bool:
     """Whether a text could name a model of the hub: an owner and a name, and nothing that leads elsewhere."""
-    return _NAME.fullmatch(text) is not None and ".." not in text
+    strange = "--" in text or ".." in text or text.endswith(".git")
+    return _NAME.fullmatch(text) is not None and not strange
 
 
 def cached(name: str, cache: Path | None = None) -> Path | None:
