@@ -45,6 +45,7 @@ def spoken(words: Conditioning, start: torch.Tensor, downscale: int, model: Unet
         told = f"{missing[0]:.0%} to {missing[1]:.0%} of the way"
         raise ValueError(f"no prompt counts from {told}: combine it with one whose conditioning.span covers that")
     pooled, count = _pooled(words, model)
+    relative = any(part.scope.relative for part in words.parts)
     clauses = {}
     for number, part in enumerate(words.parts):
         box, share = place(part.scope, words.masks, size, downscale)
@@ -59,6 +60,7 @@ def spoken(words: Conditioning, start: torch.Tensor, downscale: int, model: Unet
                 numbers,
                 None if share is None else box,
                 share,
+                relative,
             )
     windows = [window(model.table, part.scope.start, part.scope.end) for part in words.parts]
     return Spoken(words, clauses, windows)
@@ -80,9 +82,9 @@ def check_prompts(
     if unguided:
         raise ValueError("this sampler asks for what is predicted under the negative prompt: link `negative`")
     weights = [part.weight for part in positive.parts]
-    placed = any(part.scope.placed for part in positive.parts)
-    if [weight * cfg for weight in weights] != [1] and not (placed and cfg == 1):
-        if weights == [1] or placed:
+    relative = any(part.scope.relative for part in positive.parts)
+    if [weight * cfg for weight in weights] != [1] and not (relative and cfg == 1):
+        if weights == [1] or relative:
             remedy = "link `negative`, or set cfg to 1"
             raise ValueError(f"cfg {cfg:g} weighs the prompt against a negative one: {remedy}")
         listed = ", ".join(f"{weight:g}" for weight in weights)

@@ -21,9 +21,9 @@ NOTHING = 1e-37
 class Clause:
     """What one prompt says at one model call.
 
-    `tokens` is (1 or N, tokens, D). `pooled`, (1 or N, P), and `sizes`, 5 or 6 numbers, are what SDXL takes beside. In
-    its `box` of the latent it counts by `share`, (1 or N, 1, height, width), against the others there; where there is
-    neither it counts by its weight.
+    `tokens` is (1 or N, tokens, D). `pooled`, (1 or N, P), and `sizes`, 5 or 6 numbers, are what SDXL takes beside. A
+    `relative` one counts by its share of the weights of all that count with it: in its `box` of the latent, where there
+    is one, and there by its weight times `share`, (1 or N, 1, height, width). Where one is relative, all are.
     """
 
     tokens: Tensor
@@ -32,11 +32,7 @@ class Clause:
     sizes: tuple[float, ...] = ()
     box: Box | None = None
     share: Tensor | None = None
-
-    @property
-    def placed(self) -> bool:
-        """Whether it has a place of its own, or a strength there."""
-        return self.share is not None
+    relative: bool = False
 
 
 Clauses: TypeAlias = Sequence[Clause]
@@ -71,8 +67,9 @@ class Guidance:
     The prediction for N latents is negative + the sum of weight * cfg * (positive - negative) over the positive parts:
     classifier-free guidance after Ho and Salimans 2022 (https://arxiv.org/abs/2207.12598), of several prompts after Liu
     et al. 2022 (https://arxiv.org/abs/2206.01714). Negative parts count as their weighted mean, and so do positive
-    ones where one of them has a place of its own, cell by cell. Where weight * cfg of a lone part is 1 the negative has
-    no say, is not computed, and may be None.
+    ones that are relative, cell by cell. Where weight * cfg of a lone part is 1 the negative has
+    no say, is not computed, and may be None. At a level where no negative part counts there is nothing to lead away
+    from, and the result is the mean of the positive parts.
 
     `rescale` takes back so much of what a high cfg does to the deviation of the prediction: Lin et al. 2023, section
     3.4 (https://arxiv.org/abs/2305.08891), on the velocity. `concat`, (1 or N, channels, h, w), is what an inpainting
@@ -127,10 +124,10 @@ class Guidance:
         return clean if self.repaint is None else self.repaint.finish(clean)
 
     def _guided(self, positive: Sequence[Answer], negative: Tensor | None, x: Tensor, sigma: float) -> Tensor:
-        if any(clause.placed for clause, _ in positive):
+        if any(clause.relative for clause, _ in positive):
             positive = [(Clause(positive[0][0].tokens), _mean(positive, x))]
         if negative is None:
-            return positive[0][1]
+            return _mean([part for part in positive if part[0].weight > 0] or positive[:1], x)
         clean = negative
         for clause, predicted in positive:
             clean = clean + clause.weight * self.cfg * (predicted - negative)
@@ -138,7 +135,7 @@ class Guidance:
 
     def _alone(self, positive: Clauses) -> bool:
         """Whether the negative has no say."""
-        if any(clause.placed for clause in positive):
+        if any(clause.relative for clause in positive):
             return self.cfg == 1
         return len(positive) == 1 and positive[0].weight * self.cfg == 1
 
@@ -166,7 +163,7 @@ def _rescaled(clean: Tensor, plain: Tensor, x: Tensor, sigma: float, share: floa
 
 def _mean(parts: Sequence[Answer], x: Tensor) -> Tensor:
     """Return the weighted mean of what was predicted, cell by cell where prompts have places; 0 where none has one."""
-    if any(clause.placed for clause, _ in parts):
+    if any(clause.relative for clause, _ in parts):
         return _placed_mean(parts, x)
     if len(parts) == 1:
         return parts[0][1]

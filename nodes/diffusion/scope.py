@@ -123,6 +123,11 @@ class Scope:
         """Whether the prompt has a place of its own, or a strength."""
         return self.area is not None or self.mask is not None or self.strength != 1
 
+    @property
+    def relative(self) -> bool:
+        """Whether it counts against those others that count where and when it does."""
+        return self.placed or (self.start, self.end) != (0.0, 1.0)
+
 
 EVERYWHERE = Scope()
 

@@ -441,7 +441,7 @@ def test_runs_sampled_together_come_out_as_alone(unet, table, tokenizer, text_en
 def placed(mean, box, share=None):
     """A prompt in a box of 8 x 8 latents."""
     level = torch.ones(1, 1, box.height, box.width) if share is None else share
-    return Clause(conditioning(mean), box=box, share=level)
+    return Clause(conditioning(mean), box=box, share=level, relative=True)
 
 
 def saying(*clauses):
@@ -509,3 +509,13 @@ def test_rescaled_guidance_has_the_deviation_of_the_prompt_alone(gaussian):
     deviations = [velocity(clean).std(dim=(1, 2, 3)) for clean in (full, plain)]
     torch.testing.assert_close(*deviations, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(half, (full + strong) / 2, rtol=1e-4, atol=1e-4)
+
+
+def test_where_no_negative_counts_the_positive_parts_are_followed_as_they_are(gaussian):
+    x = latents() * 3
+    words = joined((1.0, conditioning(1)), (3.0, conditioning(-1)))
+    gone = Spoken(lambda call, _calls: [] if call else [Clause(conditioning(0))])
+    guidance = Guidance(words, gone, cfg=7.0)
+    [clean] = ask(gaussian, Question(x, 3.0, guidance, call=1, calls=2))
+    expected = (posterior(x, 3.0, 1.0) + 3 * posterior(x, 3.0, -1.0)) / 4
+    torch.testing.assert_close(clean, expected, rtol=1e-4, atol=1e-4)
