@@ -106,12 +106,22 @@ def test_one_that_could_not_be_used_is_refused_with_the_reason(told, shapes, pro
         told(shapes)
 
 
-def test_a_checkpoint_is_told_as_its_loader_would(tmp_path):
+@pytest.mark.parametrize(
+    ("unet", "words"),
+    [
+        (single_file.tiny_unet, "SD 1.x without VAE"),
+        (lambda: single_file.tiny_unet(in_channels=9), "SD 1.x inpainting without VAE"),
+        (single_file.tiny_xl_unet, "SDXL without VAE"),
+        (single_file.tiny_refiner_unet, "SDXL refiner without VAE"),
+    ],
+    ids=["sd1", "inpainting", "sdxl", "refiner"],
+)
+def test_a_checkpoint_is_told_as_its_loader_would(tmp_path, unet, words):
     torch.manual_seed(0)
-    tensors = single_file.renamed(single_file.tiny_unet(), original.unet, single_file.UNET)
+    tensors = single_file.renamed(unet(), original.unet, single_file.UNET)
     save_file(tensors, tmp_path / "lora.safetensors")
     found = recognise(tmp_path / "lora.safetensors")
-    assert (found.words, found.folder) == ("SD 1.x without VAE", "checkpoints")
+    assert (found.words, found.folder) == (words, "checkpoints")
 
 
 @pytest.mark.parametrize(
