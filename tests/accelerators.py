@@ -6,7 +6,7 @@ from engine.host import Host
 from engine.models import ModelRef
 
 LOADED = []
-"""Names of the modules that were loaded or made, in order."""
+"""Names of the modules that were loaded, and of what was put on others, in order."""
 
 
 @dataclass(eq=False)
@@ -48,7 +48,7 @@ class Ref(ModelRef[Module]):
     def patched(self, module, files, place):
         assert module.places() == {place}, "what it is made of lies where it shall be"
         LOADED.append(self.patches[-1])
-        return Module(self.patches[-1], [module.weights[0], Weight(4, place)])
+        return Module(f"{module.name}+{self.patches[-1]}", [module.weights[0], Weight(4, place)])
 
     def module_bytes(self, module):
         return module.weights[-1].size if self.patches else sum(weight.size for weight in module.weights)

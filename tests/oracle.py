@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import toys
+from accelerators import Accelerator
 from hypothesis import strategies as st
 from toys import REGISTRY, Blob, Wave
 
@@ -39,8 +40,12 @@ CHOICES = {
     ("toy.mix", "mode"): ("add", "mul"),
     ("toy.classify", "classes"): (1, 2, 3),
     ("toy.steps", "count"): (0, 2),
+    ("toy.model", "name"): ("unet", "vae"),
+    ("toy.model", "size"): (100, 200, 400),
+    ("toy.patch", "name"): ("fox", "owl"),
 }
-TYPES = [type_ for type_ in REGISTRY if type_ != "toy.grid"]
+TYPES = [*(type_ for type_ in REGISTRY if type_ != "toy.grid"), "toy.number", "toy.scale", "toy.scale"]
+"""What is added, and how often: fusing takes several equal steps."""
 
 EDITS = ["add", "add", "param", "param", "param", "link", "swap", "swap", "rename", "remove"]
 MOVES = [*EDITS, "file", "evict", "cancel", "restart", "nest", "nest", "together", "together"]
@@ -51,6 +56,7 @@ scripts = st.tuples(
     st.lists(move, min_size=1, max_size=12),
     st.sampled_from([0, 300, 1000, 1 << 30]),
     st.sampled_from([None, None, "disk", "small disk"]),
+    st.sampled_from([None, None, 0, 150, 1 << 30]),
 )
 
 
@@ -223,9 +229,9 @@ def from_scratch(graph, folder):
 class House:
     """An engine over a folder of files, that a script can break and restart."""
 
-    def __init__(self, make, memory, disk):
+    def __init__(self, make, memory, disk, host):
         self.folder = Path(tempfile.mkdtemp(prefix="calotype-oracle-"))
-        self.make, self.memory, self.disk = make, memory, disk
+        self.make, self.memory, self.disk, self.host = make, memory, disk, host
         self.seen = []
         for name, content in zip(NAMES, CONTENTS, strict=False):
             (self.folder / name).write_text(content)
@@ -237,6 +243,8 @@ class House:
         options = {"memory": self.memory, "files": Files([self.folder]), "strict": True}
         if self.disk:
             options |= {"cache": self.folder / "cache", "disk": 2000 if self.disk == "small disk" else 1 << 30}
+        if self.host is not None:
+            options |= {"device": Accelerator(), "host_memory": self.host}
         return self.make(REGISTRY, **options)
 
     def restart(self):
@@ -279,8 +287,8 @@ class House:
 
 def check(make, script):
     """Follow a script with an engine; every value it gives must be what computing from scratch gives."""
-    start, moves, memory, disk = script
-    house, sketch = House(make, memory, disk), Sketch()
+    start, moves, memory, disk, host = script
+    house, sketch = House(make, memory, disk, host), Sketch()
     try:
         sketch.add(TYPES.index("toy.blob"), 0, 1)
         for numbers in start:

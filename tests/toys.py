@@ -1,10 +1,11 @@
 """A small node pack without torch: every call is logged, so tests can assert exactly what ran."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
+from accelerators import Ref
 from annotated_types import Ge, Le
 
 from engine.context import Context
@@ -205,7 +206,32 @@ def steps(wave: Wave, count: int, context: Context) -> Wave:
     return Wave(mixed("steps", wave.text, count))
 
 
+@node("toy.model", version=1)
+def model(name: str = "unet", size: Annotated[int, Ge(4)] = 200) -> Ref:
+    """Refer to a model."""
+    LOG.append("toy.model")
+    return Ref(name, size)
+
+
+@node("toy.patch", version=1)
+def patch(model: Ref, name: str = "fox") -> Ref:
+    """Put something on a model."""
+    LOG.append("toy.patch")
+    return replace(model, patches=(*model.patches, name))
+
+
+@node("toy.through", version=1)
+def through(model: Ref, wave: Wave, context: Context) -> Wave:
+    """What a model makes of a wave."""
+    LOG.append("toy.through")
+    module = context.model(model)
+    assert module.places() == {context.device}
+    return Wave(mixed("through", module.name, wave.text))
+
+
+MODELS = (model, patch, through)
 PACK = (number, load, blob, encode, mix, decode, classify, join, choose, split, label, grid, scale, steps, recite)
+PACK += MODELS
 REGISTRY = Registry(PACK)
 
 

@@ -3,10 +3,11 @@
 from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from accelerators import LOADED, Accelerator, Ref
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import engine.models
@@ -296,10 +297,41 @@ moves = st.lists(
 )
 
 
-@given(moves, st.sampled_from([0, 15, 25, 1000]), st.sampled_from([0, 5, 12, 20, 1000]))
-def test_whatever_happens_held_models_lie_on_the_device_share_what_they_share_and_every_byte_is_counted(
-    moves, device, host
-):
+scripts = st.tuples(moves, st.sampled_from([0, 15, 25, 1000]), st.sampled_from([0, 5, 12, 20, 1000]))
+
+
+@given(scripts)
+def test_whatever_happens_held_models_lie_on_the_device_share_what_they_share_and_every_byte_is_counted(script):
+    follow(*script)
+
+
+def shares_nothing_with_its_base():
+    """A model that has to go takes along what it shares."""
+    park = Accelerator.park
+    return patch.object(Accelerator, "park", lambda device, modules, **_: park(device, modules))
+
+
+def forgets_that_others_are_made_of_it():
+    """A base goes from the device though one that is made of it is there."""
+    return patch.object(ModelPool, "_hold", lambda pool, key: pool._rise(key, pool._models[key]))
+
+
+MISTAKES = [shares_nothing_with_its_base, forgets_that_others_are_made_of_it]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_a_broken_pool_is_caught(mistake):
+    @settings(max_examples=1000, phases=[Phase.generate], database=None, derandomize=True, report_multiple_bugs=False)
+    @given(scripts)
+    def property_(script):
+        follow(*script)
+
+    with mistake(), pytest.raises((AssertionError, KeyError)):
+        property_()
+
+
+def follow(moves, device, host):
+    """Move by move, with a look at everything after each."""
     LOADED.clear()
     pool, held = pools(device, host), []
     for move, number in moves:
