@@ -244,7 +244,8 @@ def _answer(asked: Sequence[_Asked]) -> list[Predicted]:
     """Answer the questions of calls of one model; the first of them keeps count."""
     first = asked[0]
     counted = partial(first.call.context.measure, "unet_calls")
-    denoiser = Denoiser(first.model.unet, first.model.table, called=counted)
+    batch = 1 if any(each.call.context.scarce for each in asked) else None
+    denoiser = Denoiser(first.model.unet, first.model.table, batch, called=counted)
     return denoiser([each.question for each in asked])
 
 
