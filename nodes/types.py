@@ -4,7 +4,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -18,7 +18,7 @@ from engine.file import Files
 from engine.models import ModelRef
 from engine.param import Fresh, Unit
 from engine.socket import Socket
-from nodes.diffusion import embedding, load, lora, preview, upscale
+from nodes.diffusion import embedding, expected, load, lora, preview, upscale
 from nodes.diffusion.noise import Source
 from nodes.diffusion.prompt import Part
 from nodes.diffusion.table import NoiseSchedule, Prediction
@@ -310,6 +310,8 @@ def _number_format(precision: Precision, place: str) -> torch.dtype:
 class _Part(ModelRef[Any]):
     """One part of a checkpoint, known by the sha256 of the checkpoint's files."""
 
+    part: ClassVar[expected.ModelPart | None] = None
+
     digest: str
     precision: Precision = "auto"
 
@@ -317,6 +319,12 @@ class _Part(ModelRef[Any]):
         """Bytes of the weights, without those that it shares with its base."""
         assert isinstance(module, torch.nn.Module)
         return _own_bytes(module, None)
+
+    def expected_bytes(self, files: Files, place: str) -> int:
+        """Bytes of the weights that are loaded; what is made of a base is known when it is made."""
+        if self.part is None or self.base is not None:
+            return 0
+        return expected.weight_bytes(self._folder(files), self.part, self._dtype(place))
 
     def _folder(self, files: Files) -> Path:
         return files.locate(bytes.fromhex(self.digest))
@@ -381,6 +389,8 @@ class Unet(_Part):
     None where the checkpoint says it; with `zero_snr` the noise levels end without any signal, whatever it says.
     """
 
+    part: ClassVar[expected.ModelPart | None] = "unet"
+
     inputs: int = 4
     patches: Patches = ()
     prediction: Prediction | None = None
@@ -423,6 +433,8 @@ class TextEncoder(_Part):
 
     `clip_skip` counts from the end: 1 takes the states after the last layer, 2 those after the one before it.
     """
+
+    part: ClassVar[expected.ModelPart | None] = "text"
 
     patches: Patches = ()
     clip_skip: int = 1
@@ -528,14 +540,17 @@ class Embedding(ModelRef[torch.Tensor]):
 class Vae(_Part):
     """The VAE of a checkpoint and the latent space it speaks. A model reference: loaded when a node asks for it."""
 
+    part: ClassVar[expected.ModelPart | None] = "vae"
+
     space: LatentSpace = LatentSpace()
 
     def load(self, files: Files, place: str) -> Any:
         """Load it."""
-        dtype = torch.float32 if self.precision == "auto" else self._dtype(place)
-        return self._unchanged(
-            files, load.vae(self._folder(files), dtype=dtype, device=place, space=asdict(self.space))
-        )
+        made = load.vae(self._folder(files), dtype=self._dtype(place), device=place, space=asdict(self.space))
+        return self._unchanged(files, made)
+
+    def _dtype(self, place: str) -> torch.dtype:
+        return torch.float32 if self.precision == "auto" else _number_format(self.precision, place)
 
 
 @dataclass(frozen=True, slots=True)

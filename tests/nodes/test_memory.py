@@ -2,11 +2,13 @@
 
 import copy
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from pretend import Pretend
 from safetensors.torch import save_file
+from single_file import everything, tiny_clip, tiny_unet, tiny_vae
 
 import pocket
 from engine.engine import Engine
@@ -15,7 +17,8 @@ from engine.file import Files
 from engine.graph import Graph
 from engine.models import ModelPool
 from engine.registry import Registry
-from nodes import NODES
+from nodes import NODES, model
+from nodes.files import CheckpointFile
 from nodes.types import Unet, Vae
 
 MB = 1 << 20
@@ -114,8 +117,8 @@ def sizes(root):
     files = Files(named={"pocket": pocket.FOLDER})
     engine = Engine(Registry(NODES), device=Pretend(), files=files, memory=1 << 40, host_memory=0)
     engine.run(picture())
-    for model in engine._resources.models._models.values():
-        found[type(model.module).__name__] = model.size
+    for held in engine._resources.models._models.values():
+        found[type(held.module).__name__] = held.size
     return found
 
 
@@ -149,6 +152,30 @@ def test_what_a_node_used_is_gone_when_the_next_one_works_where_both_do_not_fit(
     _, working, said = run(engine, picture())
     assert (working, said, loaded) == (largest, [], ["TextEncoder", "Unet", "Vae"])
     assert engine.held()["host_models"] >= largest
+
+
+def test_the_text_encoder_is_gone_before_the_unet_is_loaded_where_both_do_not_fit(house, sizes, monkeypatch):
+    engine, load, seen = house(max(sizes.values()) + MB), Unet.load, []
+
+    def watched(ref, files, place):
+        seen.append(engine.held()["models"])
+        return load(ref, files, place)
+
+    monkeypatch.setattr(Unet, "load", watched)
+    engine.run(picture())
+    assert seen == [0]
+
+
+@pytest.mark.parametrize("layout", ["folder", "file"])
+def test_what_a_part_will_take_is_known_before_it_is_loaded(layout, tmp_path):
+    if layout == "file":
+        save_file(everything(tiny_unet(), tiny_vae(), tiny_clip()), tmp_path / "model.safetensors")
+    files = Files([tmp_path], named={"pocket": pocket.FOLDER})
+    checkpoint = files.resolve(CheckpointFile, "pocket" if layout == "folder" else "model.safetensors")
+    for ref in model.load(checkpoint, "float32")[:3]:
+        taken = ref.module_bytes(ref.load(files, "cpu"))
+        assert 0.99 * taken <= ref.expected_bytes(files, "cpu") <= 1.01 * taken
+        assert replace(ref, precision="float16").expected_bytes(files, "cpu") * 2 == ref.expected_bytes(files, "cpu")
 
 
 def test_another_picture_is_made_of_copies_and_nothing_is_loaded_again(house, sizes, loaded):
