@@ -256,7 +256,8 @@ class ComfyGraph:
         """(width, height) of a picture."""
         given = self.nodes[source[0]]["inputs"]
         if self.kind(source[0]) == "LoadImage":
-            return PIL.Image.open(Path(os.environ["CALOTYPE_GOLDEN"]) / "inputs" / given["image"]).size
+            with PIL.Image.open(Path(os.environ["CALOTYPE_GOLDEN"]) / "inputs" / given["image"]) as picture:
+                return picture.size
         assert self.kind(source[0]) == "ImageScale"
         return given["width"], given["height"]
 
