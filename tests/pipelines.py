@@ -1,6 +1,10 @@
 """Tiny pipelines of diffusers with random weights, in folders, beside the nodes that run the same models."""
 
+from types import SimpleNamespace
+
 import diffusers
+import numpy as np
+import PIL.Image
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -9,12 +13,13 @@ import pocket
 from engine.context import Context
 from engine.file import Files
 from engine.models import ModelPool
-from nodes import latent, model, noise, text
+from nodes import latent, model, noise, text, vae
 from nodes.diffusion.checkpoint import TOKENIZER
 from nodes.diffusion.schedule import karras
 from nodes.diffusion.table import NoiseSchedule
 from nodes.files import CheckpointFile
 from nodes.sample import sample
+from nodes.types import Image, Latent
 
 SIZE, SEED, STEPS = 64, 11, 4
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -94,12 +99,12 @@ def plain(folder, unet=None, **more):
     )
 
 
-def xl(folder, **more):
+def xl(folder, unet=None, **more):
     """SDXL's base model."""
     return _saved(
         folder,
         diffusers.StableDiffusionXLPipeline(
-            unet=seeded(lambda: UNet2DConditionModel(**XL | XL_UP)),
+            unet=unet or seeded(lambda: UNet2DConditionModel(**XL | XL_UP)),
             vae=tiny_vae(),
             text_encoder=clip(32),
             text_encoder_2=clip(64, CLIPTextModelWithProjection, hidden_act="gelu"),
@@ -146,6 +151,20 @@ def _saved(folder, pipeline):
     return pipeline
 
 
+def by_mean(pipeline):
+    """The pipeline, made to take the mean of what its VAE encodes, as we do, where it draws from around it."""
+    encode = pipeline.vae.encode
+    pipeline.vae.encode = lambda pictures: SimpleNamespace(latents=encode(pictures).latent_dist.mean)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def photograph(size=SIZE, seed=0):
+    """A picture of soft random colours."""
+    few = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(few).resize((size, size), PIL.Image.Resampling.BICUBIC)
+
+
 def levels(table=TABLE, steps=STEPS):
     """The noise levels of all runs here."""
     return karras(table, steps).tolist()
@@ -166,16 +185,37 @@ class Nodes:
         """Encode a prompt."""
         return text.encode(parts.text, self.context, text=prompt, **more)
 
-    def nothing(self, parts):
+    def nothing(self, parts, width=SIZE, height=SIZE):
         """An empty latent."""
-        return latent.empty(parts.vae, self.context, width=SIZE, height=SIZE)
+        return latent.empty(parts.vae, self.context, width=width, height=height)
+
+    def encode(self, parts, picture):
+        """Encode a picture of Pillow."""
+        return vae.encode(parts.vae, Image.of(picture), self.context)
+
+    def decode(self, parts, data):
+        """Decode what was sampled, to levels from 0 to 255."""
+        return vae.decode(parts.vae, Latent(data, parts.vae.space), self.context).data.int()
+
+    def both(self, parts, prompts, **more):
+        """Encode a prompt and a negative one, without weights, which diffusers does not read."""
+        positive, negative = prompts
+        return (
+            self.words(parts, positive, weighting="none", **more),
+            self.words(parts, negative, weighting="none", negative=True, **more),
+        )
 
     def sample(self, parts, positive, negative, **more):
-        """Sample from nothing, with the seed of all runs here."""
+        """Sample from nothing, with the seed of all runs here, where nothing else is said."""
         start = more.pop("latent", None) or self.nothing(parts)
-        recipe = noise.seeded(seed=SEED, count=more.pop("count", 1))
+        recipe = noise.seeded(seed=more.pop("seed", SEED), count=more.pop("count", 1))
         told = {"steps": STEPS, "cfg": 5.0, "sampler": "euler", "schedule": "karras"} | more
         return sample(parts.unet, positive, start, recipe, self.context, negative=negative, **told).data
+
+
+def apart(ours, pictures):
+    """How many levels pictures of ours are apart from those of diffusers, from 0 to 1, at most."""
+    return (ours - (pictures * 255).round().int()).abs().max().item()
 
 
 def error(ours, theirs):

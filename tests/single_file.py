@@ -43,12 +43,14 @@ def tiny_unet(**changed):
     return UNet2DConditionModel(**sizes | changed)
 
 
-def tiny_vae():
+def tiny_vae(levels=2, **changed):
+    """A VAE that halves the sides once less than it has levels."""
     return AutoencoderKL(
-        block_out_channels=(32, 64),
+        block_out_channels=(*[32] * (levels - 1), 64),
         layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        **changed,
     )
 
 
