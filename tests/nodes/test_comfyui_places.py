@@ -1,5 +1,7 @@
 """Prompts with places over a whole run, beside a plain reading of ComfyUI's formula: sum of pred * w / sum of w."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -99,7 +101,7 @@ def euler(unet, positive, negative, cfg=CFG):
     """A whole run from noise."""
     sigmas = levels()
     x = NOISE * sigmas[0]
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in pairwise(sigmas):
         guided = without = mean(unet, negative, x, sigma) if negative else 0
         wanted = mean(unet, positive, x, sigma)
         guided = without + cfg * (wanted - without) if negative else wanted
@@ -182,7 +184,7 @@ def test_a_prompt_counts_in_its_span_alone(unet, words, drawn):
     middle = TABLE.sigma(999 / 2)
     sigmas, x = levels(), NOISE * levels()[0]
     assert sigmas[0] > middle > sigmas[STEPS - 1]
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in pairwise(sigmas):
         own = in_area(fox, (8, 6, 16, 12)) if sigma >= middle else in_area(cat, (0, 0, 16, 12))
         without = mean(unet, [everywhere(blurred)], x, sigma)
         guided = without + CFG * (mean(unet, [own, everywhere(snow)], x, sigma) - without)

@@ -27,7 +27,6 @@ from pipelines import (
 
 from nodes import mask as masks
 from nodes import repaint
-from nodes.diffusion.noise import draw
 from nodes.types import Image
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers and numpy 2

@@ -97,7 +97,9 @@ def test_both_forms_are_recognised(root, nodes):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_conditionings_are_the_pipelines(nodes, pipeline, form):
-    positive, negative = pipeline.encode_prompt(*PROMPTS[:1], "cpu", 1, True, negative_prompt=PROMPTS[1])
+    positive, negative = pipeline.encode_prompt(
+        PROMPTS[0], "cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt=PROMPTS[1]
+    )
     for ours, theirs in zip(nodes.both(nodes.load(form), PROMPTS), (positive, negative), strict=True):
         assert error(ours.data, theirs) < 1e-6
 

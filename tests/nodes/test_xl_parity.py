@@ -1,5 +1,7 @@
 """SDXL from pictures, from one file and under embeddings, beside diffusers' pipelines."""
 
+from copy import deepcopy
+
 import diffusers
 import pytest
 import torch
@@ -8,22 +10,27 @@ from safetensors.torch import save_file
 from single_file import everything_xl, shaken, tiny_big_g, tiny_clip, tiny_vae, tiny_xl_unet
 from transformers import CLIPTokenizer
 
-from nodes import text
-from nodes.diffusion import load
+from nodes import model, text
+from nodes.diffusion import load, original
 from nodes.diffusion.checkpoint import TOKENIZER
 from nodes.diffusion.noise import draw
-from nodes.files import PromptText
+from nodes.files import LoraFile, PromptText
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers and numpy 2
 PROMPTS = "a fox in the snow, (sharp)", "a cat"
 NOISE = draw([SEED], (4, SIZE // 8, SIZE // 8))
 FORMS = ["folder", "file.safetensors"]
+LAYERS = tuple(
+    f"{layer}.weight" for layer in ("to_q", "to_v", "to_out.0", "proj_in", "ff.net.2", "conv1", "q_proj", "fc1")
+)
+"""Those that the LoRA changes."""
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     (folder / "embeddings").mkdir()
+    (folder / "loras").mkdir()
     return folder
 
 
@@ -72,7 +79,37 @@ def embedded(root):
 
 
 @pytest.fixture(scope="module")
-def nodes(root, pipeline, embedded):
+def merged(root, pipeline):
+    """The pipeline with a LoRA in its weights, which lies in our folder as kohya's trainer writes it for SDXL.
+
+    The UNet's layers have their first names there, those of the text encoders the ones that transformers has.
+    """
+    changed = diffusers.StableDiffusionXLPipeline(
+        **{name: deepcopy(each) for name, each in pipeline.components.items()}, add_watermarker=False
+    )
+    changed.set_progress_bar_config(disable=True)
+    made, tensors = torch.Generator().manual_seed(5), {}
+    first = original.tensors(pipeline.unet.state_dict(), original.unet)
+    for part, prefix, strength in (
+        ("unet", "unet", 0.8),
+        ("text_encoder", "te1", -0.6),
+        ("text_encoder_2", "te2", -0.6),
+    ):
+        for name, weight in getattr(changed, part).named_parameters():
+            if not name.endswith(LAYERS):
+                continue
+            place = first[name] if part == "unet" else f"text_model.{name.removeprefix('text_model.')}"
+            down = 0.2 * torch.randn(2, *weight.shape[1:], generator=made)
+            up = 0.2 * torch.randn(len(weight), 2, *[1] * (weight.ndim - 2), generator=made)
+            key = f"lora_{prefix}_{place.removesuffix('.weight').replace('.', '_')}"
+            tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.5)}
+            weight.data += strength * 1.5 / 2 * torch.einsum("or,r...->o...", up.flatten(1), down)
+    save_file(tensors, root / "loras/ink.safetensors")
+    return changed
+
+
+@pytest.fixture(scope="module")
+def nodes(root, pipeline, embedded, merged):
     return Nodes(root)
 
 
@@ -138,3 +175,17 @@ def test_a_picture_under_an_embedding_is_diffusers(nodes, embedded):
     ours = nodes.sample(parts, positive, nodes.both(parts, PROMPTS)[1])
     run = asked(prompt="a <vulpes> in the snow", latents=NOISE, height=SIZE, width=SIZE)
     assert error(ours, embedded(**run).images) < 1e-4
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_lora_under_the_first_names_is_weights_that_were_merged(nodes, merged, form):
+    parts, source = nodes.load(form), nodes.files.resolve(LoraFile, "ink")
+    made = model.lora(parts.unet, parts.text, source, 0.8, -0.6)
+    under = parts._replace(unet=made.unet, text=made.text)
+    words = nodes.both(under, PROMPTS)
+    theirs, _, pooled, _ = merged.encode_prompt(PROMPTS[0], device="cpu", do_classifier_free_guidance=False)
+    assert error(words[0].data, theirs) < 1e-5
+    assert error(words[0].pooled, pooled) < 1e-5
+    ours = nodes.sample(under, *words)
+    assert error(ours, merged(**asked(latents=NOISE)).images) < 1e-4
+    assert error(ours, nodes.sample(parts, *nodes.both(parts, PROMPTS))) > 1e-2

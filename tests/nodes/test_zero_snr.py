@@ -1,9 +1,9 @@
 """Noise levels that end without any signal, beside diffusers' schedulers with `rescale_betas_zero_snr`.
 
 Diffusers takes 2**-24 for what is left of the signal's variance, so that Euler's highest level is 4096; a folder that
-says it is rescaled has that too. `model.sampling` takes ComfyUI's number, 4518.8, and agrees where diffusers is told our
-levels. DDIM in diffusers has a last level of infinity, where only noise is seen: ours differ by what is left there, a
-share of about 1 / 4518.
+says it is rescaled has that too. `model.sampling` takes ComfyUI's number, 4518.8, and agrees where diffusers is told
+our levels. DDIM in diffusers begins at infinity, where only noise is seen: ours differ by what is left of the signal,
+which is a share of 1 / 4518, times what the guidance makes of it.
 """
 
 import diffusers
@@ -97,16 +97,14 @@ def test_a_model_that_is_told_so_is_diffusers_euler_at_the_same_levels(nodes, to
 
 def test_it_differs_from_diffusers_own_level_by_what_is_left_there(nodes, told):
     ours, theirs = made(nodes, told), made(nodes, nodes.load("said"))
-    assert 0 < error(ours, theirs) < 1e-3
+    assert 0 < error(ours, theirs) < 5e-4
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 def test_it_is_ddim_but_for_the_level_of_infinity(nodes, told, ask, sampler):
     """DDIM without noise is Euler in other words, so both of ours are meant."""
-    scheduler = diffusers.DDIMScheduler(
-        **BETAS | V | ZERO | TRAILING, clip_sample=False, set_alpha_to_one=True
-    )
-    assert error(made(nodes, told, sampler=sampler), ask(scheduler)) < 2e-3
+    scheduler = diffusers.DDIMScheduler(**BETAS | V | ZERO | TRAILING, clip_sample=False, set_alpha_to_one=True)
+    assert error(made(nodes, told, sampler=sampler), ask(scheduler)) < 5e-4
 
 
 def test_without_it_the_picture_is_another(nodes, told):
@@ -125,4 +123,5 @@ def test_a_picture_may_begin_without_any_signal(nodes, told):
         error(*(nodes.sample(one, *words, latent=each, schedule="simple") for each in (bright, start)))
         for one in (told, half)
     ]
-    assert seen[0] < 2e-2 < seen[1]
+    assert seen[0] < 2e-3
+    assert seen[1] > 2e-2
