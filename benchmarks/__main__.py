@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.measure import Answer, machine, steady, today
 
-QUESTIONS = ("planning", "edit", "store", "eviction", "startup", "service")
+QUESTIONS = ("planning", "edit", "store", "eviction", "startup", "loading", "service")
 RESULTS = Path(__file__).parent / "results"
 
 

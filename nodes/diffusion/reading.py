@@ -2,17 +2,14 @@
 
 Tensors that stayed where a file is mapped would cost nothing until they are used. But they would change with a file
 that is written anew in its place, and end the process where it gets shorter; and whatever is made of them would be
-remembered as made of what the file was before. So the bytes are copied, by several threads and into large pages, past
-anything between.
+remembered as made of what the file was before. So the bytes are copied, once and by several threads.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 
@@ -22,9 +19,8 @@ from torch import Tensor
 from nodes.diffusion.tensors import LoadError, Shape, Span
 
 THREADS = min(4, os.cpu_count() or 1)
-CHUNK = 2**24
+CHUNK = 2**22
 """Bytes that are read at once: with `THREADS` of these, all that is held beside the weights."""
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +57,7 @@ class _Chunk:
 
 def read(pieces: Mapping[str, Piece], dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
     """Read weights as `dtype` to `device`. Raises LoadError where a file ends too early."""
-    device = torch.device(device)
-    made = dict(zip(pieces, _places([piece.shape for piece in pieces.values()], dtype, device), strict=True))
+    made = {name: torch.empty(piece.shape, dtype=dtype, device=device) for name, piece in pieces.items()}
     chunks = (chunk for name, piece in pieces.items() for chunk in _chunks(piece, made[name]))
     with ThreadPoolExecutor(THREADS) as threads:
         for _ in threads.map(_Chunk.read, chunks):
@@ -88,25 +83,3 @@ def _read(span: Span, start: int, target: Tensor) -> None:
             if not size:
                 raise LoadError(span.path, f"{len(wanted)} bytes more", "the end of the file, which got shorter")
             wanted = wanted[size:]
-
-
-def _places(shapes: list[Shape], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Make tensors without values, on a CPU side by side in one stretch of memory."""
-    if device.type != "cpu":
-        return [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
-    sizes = [-(-prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT for shape in shapes]
-    stretches = torch.split(_memory(sum(sizes)), sizes)
-    return [
-        stretch[: prod(shape) * dtype.itemsize].view(dtype).view(shape)
-        for stretch, shape in zip(stretches, shapes, strict=True)
-    ]
-
-
-def _memory(size: int) -> Tensor:
-    """Make room, where the system has such in large pages, which are had many times faster than small ones."""
-    if not size or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(size, dtype=torch.uint8)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
-    with suppress(OSError):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)

@@ -1,0 +1,112 @@
+"""A checkpoint of full size: how fast its parts are there, and how much memory that takes beside them."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from benchmarks.measure import Answer, Beside, Goal, Row, medians, timed
+from nodes.diffusion import load, original
+
+QUESTION = "How long until UNet, text encoder and VAE of a Stable Diffusion 1.5 file of 2.1 GB are there, on a CPU?"
+ROUNDS = 5
+LIMIT = 1.1
+
+UNET = {"cross_attention_dim": 768}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+CLIP = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
+PREFIXES = (
+    (original.unet, "model.diffusion_model."),
+    (original.vae, "first_stage_model."),
+    (original.clip, "cond_stage_model.transformer.text_model."),
+)
+_MEMORY = """
+import sys, torch, diffusers, transformers
+from nodes.diffusion import load
+from resource import RUSAGE_SELF, getrusage
+diffusers.UNet2DConditionModel, diffusers.AutoencoderKL, transformers.CLIPTextModel
+dtype = getattr(torch, sys.argv[2])
+before = getrusage(RUSAGE_SELF).ru_maxrss
+parts = [part(sys.argv[1], dtype=dtype) for part in (load.unet, load.vae, load.text_encoder)]
+held = sum(weight.nbytes for part in parts for weight in part.parameters())
+print(held, (getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def answer() -> Answer:
+    with tempfile.TemporaryDirectory() as folder:
+        file = _written(Path(folder) / "sd15.safetensors")
+        costs = medians(
+            {
+                "ours": lambda: timed(lambda: _parts(file, torch.float16)),
+                "ours, float32": lambda: timed(lambda: _parts(file, torch.float32)),
+                "mapped": lambda: timed(lambda: (load_file(file), _built())),
+                "read": lambda: timed(lambda: (load_file(file, backend="pread"), _built())),
+                "converted": lambda: timed(lambda: ([each.float() for each in load_file(file).values()], _built())),
+            },
+            ROUNDS,
+        )
+        memory = {dtype: _memory(file, dtype) for dtype in ("float16", "float32")}
+    return Answer(QUESTION, [*_times(costs), *_memories(memory)], notes=_notes())
+
+
+def _times(costs: dict[str, float]) -> Iterator[Row]:
+    goal = Goal(LIMIT, of="ratio")
+    yield Row("as it is, float16", costs["ours"], Beside("load_file that reads, and building", costs["read"]), goal)
+    yield Row("as it is, float16", costs["ours"], Beside("load_file that only maps, and building", costs["mapped"]))
+    converted = Beside("load_file, .float(), and building", costs["converted"])
+    yield Row("as float32", costs["ours, float32"], converted, goal)
+
+
+def _memories(memory: dict[str, tuple[int, int]]) -> Iterator[Row]:
+    for dtype, (held, taken) in memory.items():
+        beside = Beside("the weights' MiB", held >> 20)
+        yield Row(f"most MiB while loading as {dtype}", taken >> 20, beside, Goal(LIMIT, of="ratio"), counted=True)
+
+
+def _notes() -> tuple[str, ...]:
+    mapped = (
+        "A file that is only mapped is not read before a weight is used. Ours are copies: they stay what they are when "
+        "the file is written anew in its place, which would change mapped weights, or gets shorter, which would end "
+        "the process."
+    )
+    return "The file is in the system's memory already. Building is that of the modules, without values.", mapped
+
+
+def _parts(file: Path, dtype: torch.dtype) -> list[torch.nn.Module]:
+    return [part(file, dtype=dtype) for part in (load.unet, load.vae, load.text_encoder)]
+
+
+def _built() -> list[torch.nn.Module]:
+    with torch.device("meta"):
+        return [UNet2DConditionModel(**UNET), AutoencoderKL(**VAE), CLIPTextModel(CLIPTextConfig(**CLIP))]
+
+
+def _written(path: Path) -> Path:
+    """A file of the true shapes with random numbers."""
+    torch.manual_seed(0)
+    tensors = {}
+    for module, (spelling, prefix) in zip(_built(), PREFIXES, strict=True):
+        shapes = {name: weight.shape for name, weight in module.state_dict().items()}
+        for name, place in original.tensors(shapes, spelling).items():
+            tensors[prefix + place] = torch.rand(shapes[name]).half()
+    save_file(tensors, path)
+    return path
+
+
+def _memory(file: Path, dtype: str) -> tuple[int, int]:
+    """Bytes of the weights, and by how much the most that a process held grew."""
+    command = (sys.executable, "-c", _MEMORY, str(file), dtype)
+    held, taken = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return int(held), int(taken)
