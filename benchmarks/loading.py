@@ -32,15 +32,15 @@ PREFIXES = (
     (original.clip, "cond_stage_model.transformer.text_model."),
 )
 _MEMORY = """
-import sys, torch, diffusers, transformers
+import re, sys, torch, diffusers, transformers
 from nodes.diffusion import load
-from resource import RUSAGE_SELF, getrusage
+def most(): return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 diffusers.UNet2DConditionModel, diffusers.AutoencoderKL, transformers.CLIPTextModel
 dtype = getattr(torch, sys.argv[2])
-before = getrusage(RUSAGE_SELF).ru_maxrss
+before = most()
 parts = [part(sys.argv[1], dtype=dtype) for part in (load.unet, load.vae, load.text_encoder)]
 held = sum(weight.nbytes for part in parts for weight in part.parameters())
-print(held, (getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(held, most() - before)
 """
 
 

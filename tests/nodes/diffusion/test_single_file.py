@@ -412,12 +412,13 @@ class TestWholeModel:
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
     def test_loading_takes_little_more_memory_than_the_part(self, full, dtype):
         code = (
-            "import sys, torch, diffusers, transformers; from resource import *; from pathlib import Path;"
+            "import re, sys, torch, diffusers, transformers; from pathlib import Path;"
             "from diffusers import UNet2DConditionModel; from nodes.diffusion import load;"
-            "before = getrusage(RUSAGE_SELF).ru_maxrss * 1024;"
+            "most = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024;"
+            "before = most();"
             f"unet = load.unet(Path(sys.argv[1]), dtype=torch.{dtype});"
             "held = sum(weight.nbytes for weight in unet.parameters());"
-            "print((getrusage(RUSAGE_SELF).ru_maxrss * 1024 - before) / held)"
+            "print((most() - before) / held)"
         )
         ran = subprocess.run([sys.executable, "-c", code, full], check=True, capture_output=True, text=True, cwd=ROOT)
-        assert float(ran.stdout) < 1.1
+        assert 0.9 < float(ran.stdout) < 1.1
