@@ -167,7 +167,7 @@ def sample_many(calls: Sequence[Mapping[str, Any]]) -> list[Latent | BaseExcepti
     return [results[position] for position in range(len(calls))]
 
 
-@node("sample", version=5, many=sample_many)
+@node("sample", version=6, many=sample_many)
 def sample(
     unet: Unet,
     positive: Conditioning,

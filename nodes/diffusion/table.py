@@ -22,6 +22,8 @@ TERMINAL_SIGNAL = 4.8973451890853435e-08
 which the highest noise level is 4518.8 instead of infinite."""
 DIFFUSERS_TERMINAL_SIGNAL = 2**-24
 """The same in diffusers' Euler scheduler."""
+NO_SIGNAL = 1e-7
+"""Less than this of a clean latent's variance is nothing."""
 HALF_WAY = 1e-3
 """How near to the middle of two timesteps is half way."""
 
@@ -94,8 +96,10 @@ class NoiseSchedule:
         """Return the same without any signal at the last timestep, but for a share `terminal` of the variance.
 
         The square roots of the signal's variances are shifted to end at 0 and scaled to begin where they did: Lin et
-        al. 2023, algorithm 1 (https://arxiv.org/abs/2305.08891).
+        al. 2023, algorithm 1 (https://arxiv.org/abs/2305.08891). Levels that end so already stay as they are.
         """
+        if 1 / (1 + self.sigma_max**2) < NO_SIGNAL:
+            return self
         exact = _without_terminal_signal(self.exact, terminal) if self.exact else ()
         return replace(self, sigmas=_without_terminal_signal(self.sigmas, terminal), exact=exact)
 

@@ -95,6 +95,12 @@ def test_a_model_that_is_told_so_is_diffusers_euler_at_the_same_levels(nodes, to
     assert error(made(nodes, told), theirs) < 1e-4
 
 
+def test_a_folder_that_says_it_may_be_told_so_once_more(nodes):
+    parts = nodes.load("said")
+    again = parts._replace(unet=model.sampling(parts.unet, zero_snr=True))
+    assert torch.equal(made(nodes, again), made(nodes, parts))
+
+
 def test_it_differs_from_diffusers_own_level_by_what_is_left_there(nodes, told):
     ours, theirs = made(nodes, told), made(nodes, nodes.load("said"))
     assert 0 < error(ours, theirs) < 5e-4

@@ -36,6 +36,13 @@ class TestZeroTerminalSignal:
         root = (middle - last) * first / (first - last)
         assert changed.sigmas[500] == pytest.approx(math.sqrt(1 / root**2 - 1), rel=1e-9)
 
+    @pytest.mark.parametrize("read", [{}, {"rescale_betas_zero_snr": True}])
+    def test_levels_that_end_so_stay_as_they_are(self, read):
+        changed = NoiseSchedule.from_config(BETAS | read).with_zero_snr()
+        assert changed.with_zero_snr() == changed
+        assert changed.sigma_max == pytest.approx(4096 if read else 4518.8, rel=1e-4)
+        assert changed.sigmas[998] == pytest.approx(2254, rel=1e-3)
+
     def test_what_is_predicted_may_be_changed_alone(self, table):
         changed = table.with_prediction("v_prediction")
         assert (changed.sigmas, changed.prediction) == (table.sigmas, "v_prediction")
