@@ -20,8 +20,8 @@ COLOURS = 256
 """Colours of a saved picture: it is to be looked at on a page."""
 HEAD = """# Gallery
 
-Every saved graph, run on the embedded model. `make gallery` makes this page again. The model is tiny and draws poorly
-([how poorly](../pocket/README.md)); what the graphs do to a picture can be seen all the same.
+Every saved graph, run on the embedded model. `make gallery` makes this page again. The model is tiny: it knows
+[eighteen things](../pocket/README.md) and one size, 128x128, so that larger pictures show parts of several.
 """
 
 OTHERS = """## With models of your own

@@ -26,7 +26,7 @@ DUSK = ((0.36, 0.16, 0.52), (0.98, 0.56, 0.24))
 """What the embedding comes to mean: a gradient between these."""
 BEGIN = "purple and orange gradient"
 """The words that the embedding starts from."""
-SHOWN = ("fox", "rocket", "smiling face", "red apple", "owl", "house", "rose", "birthday cake")
+SHOWN = ("fox", "star", "smiling face", "red apple", "cat", "blue heart", "angry face", "neutral face")
 
 
 def lora(job: Job) -> None:
