@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import pocket
 from calotype import Engine
 from calotype.__main__ import main
 from calotype.front import MODELS, files_in
@@ -155,9 +156,14 @@ class TestFinding:
 
 
 class TestListing:
+    @pytest.fixture(autouse=True)
+    def nothing_shipped(self, monkeypatch):
+        """No LoRA and no embedding that come with Pocket."""
+        monkeypatch.setattr(pocket, "PLACES", {})
+
     def test_pocket_is_always_there(self):
-        (pocket,) = models(Files(), "models")
-        assert (pocket.name, pocket.path, pocket.digest, pocket.problems) == ("pocket", MODELS["pocket"], None, ())
+        (found,) = models(Files(), "models")
+        assert (found.name, found.path, found.digest, found.problems) == ("pocket", MODELS["pocket"], None, ())
 
     def test_every_kind_is_listed_with_what_is_wrong(self, call, here, tmp_path):
         put(here / "loras/b.safetensors", LORA)

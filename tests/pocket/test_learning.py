@@ -228,7 +228,7 @@ def test_pictures_encoded_beforehand_are_what_encoding_gives(lean):
     (canvas,) = lean.source.recipe.canvases
     kept = bank.opened(lean.latents, canvas)
     batch = lean.source.batch(0, encoding.ENCODED, canvas)
-    assert torch.allclose(kept.latents.float(), diffusion.encode(lean.vae(), batch.pictures), atol=2e-3)
+    assert torch.allclose(kept.latents.float(), diffusion.encode(lean.vae(), batch.pictures), rtol=2e-3, atol=2e-2)
     assert torch.equal(kept.ids.long(), lean.source.reworded(batch.scenes, 0, bank.WORDED))
 
 
