@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import pocket
 from calotype.__main__ import main
 from calotype.library import INPUTS, find
 
@@ -380,7 +381,8 @@ class TestLookingAround:
         assert call("models")[1].startswith("pocket\t")
         assert "denoise" in call("nodes", "sample")[1]
 
-    def test_loras_embeddings_and_vaes_are_listed_with_what_they_are_known_by(self, call, tmp_path):
+    def test_loras_embeddings_and_vaes_are_listed_with_what_they_are_known_by(self, call, tmp_path, monkeypatch):
+        monkeypatch.setattr(pocket, "PLACES", {})
         for folder, name in (
             ("checkpoints", "real.safetensors"),
             ("loras/old", "fox.safetensors"),

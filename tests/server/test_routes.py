@@ -487,10 +487,12 @@ def test_saved_graphs_are_listed_and_read(client):
 
 
 def test_models_are_listed_by_kind(client):
-    (pocket,) = client.get("/v1/models").json()["models"]
-    assert (pocket["kind"], pocket["name"], pocket["problems"]) == ("models", "pocket", [])
-    assert "path" not in pocket
-    assert client.get("/v1/models?kind=loras").json() == {"models": []}
+    listed = client.get("/v1/models").json()["models"]
+    shipped = [("models", "pocket"), ("loras", "blueprint"), ("embeddings", "afterglow")]
+    assert [(each["kind"], each["name"]) for each in listed] == shipped
+    assert all(each["problems"] == [] and "path" not in each for each in listed)
+    assert client.get("/v1/models?kind=loras").json() == {"models": listed[1:2]}
+    assert client.get("/v1/models?kind=vae").json() == {"models": []}
     answer = client.get("/v1/models?kind=lora")
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:calotype:problem:invalid-request")
 
