@@ -49,6 +49,7 @@ def test_the_saved_graphs_are_those_that_are_promised():
         "inpaint_soft",
         "inpaint_upload",
         "loopback",
+        "lora_styles",
         "outpaint",
         "regional_prompts",
         "sd_upscale",
