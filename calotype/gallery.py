@@ -110,6 +110,7 @@ EXHIBITS = (
     Exhibit("sd_upscale", {"before": "enlarged", "image": "repainted in tiles"}),
     Exhibit("text2img"),
     Exhibit("regional_prompts"),
+    Exhibit("lora_styles"),
     Exhibit("hires_fix", {"before": "the first pass", "image": "the second"}),
     Exhibit("denoise_sweep"),
     Exhibit("denoise_cfg_plot"),

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
@@ -46,21 +47,30 @@ class _Chunk:
     begin: int
     target: Tensor
 
-    def read(self) -> None:
+    def read(self, buffers: SimpleQueue[Tensor]) -> None:
         dtype = self.piece.span.format
-        straight = self.target.device.type == "cpu" and self.target.dtype == dtype
-        buffer = self.target if straight else torch.empty(self.target.shape, dtype=dtype)
-        _read(self.piece.span, self.piece.start + self.begin * dtype.itemsize, buffer)
-        if not straight:
-            self.target.copy_(buffer.to(self.target.device))
+        start = self.piece.start + self.begin * dtype.itemsize
+        if self.target.device.type == "cpu" and self.target.dtype == dtype:
+            _read(self.piece.span, start, self.target)
+            return
+        buffer = buffers.get()
+        try:
+            found = buffer[: self.target.numel() * dtype.itemsize].view(dtype)
+            _read(self.piece.span, start, found)
+            self.target.copy_(found.to(self.target.device))
+        finally:
+            buffers.put(buffer)
 
 
 def read(pieces: Mapping[str, Piece], dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
     """Read weights as `dtype` to `device`. Raises LoadError where a file ends too early."""
     made = {name: torch.empty(piece.shape, dtype=dtype, device=device) for name, piece in pieces.items()}
     chunks = (chunk for name, piece in pieces.items() for chunk in _chunks(piece, made[name]))
+    buffers: SimpleQueue[Tensor] = SimpleQueue()
+    for _ in range(THREADS):
+        buffers.put(torch.empty(CHUNK, dtype=torch.uint8))
     with ThreadPoolExecutor(THREADS) as threads:
-        for _ in threads.map(_Chunk.read, chunks):
+        for _ in threads.map(lambda chunk: chunk.read(buffers), chunks):
             pass
     turned = {name: made[name].reshape(piece.shape[::-1]).t() for name, piece in pieces.items() if piece.turned}
     return made | {name: weight.contiguous() for name, weight in turned.items()}
