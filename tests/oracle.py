@@ -44,8 +44,11 @@ CHOICES = {
     ("toy.model", "size"): (100, 200, 400),
     ("toy.patch", "name"): ("fox", "owl"),
 }
-TYPES = [*(type_ for type_ in REGISTRY if type_ != "toy.grid"), "toy.number", "toy.scale", "toy.scale"]
-"""What is added, and how often: fusing takes several equal steps."""
+TYPES = [
+    *(type_ for type_ in REGISTRY if type_ != "toy.grid"),
+    *("toy.number", "toy.scale", "toy.scale", "toy.join", "toy.blob"),
+]
+"""What is added, and how often: fusing takes several equal steps, and a list several values of one type."""
 
 EDITS = ["add", "add", "param", "param", "param", "link", "swap", "swap", "rename", "remove"]
 MOVES = [*EDITS, "file", "evict", "cancel", "restart", "nest", "nest", "together", "together"]

@@ -341,8 +341,10 @@ def test_masked_sampling_returns_the_kept_part_bit_by_bit(name, gaussian, table)
     sigmas = karras(table, 8).tolist()
     noise = Streams.open([3], (4, 8, 8))
     kept = latents(9)
-    guidance = Guidance(conditioning(2), repaint=Repaint(half_mask(), kept))
-    run = guided(SAMPLERS[name](kept + noise.initial * sigmas[0], sigmas, noise), guidance)
+    sampler, repaint = SAMPLERS[name], Repaint(half_mask(), kept)
+    negative = conditioning(2) if sampler.unguided else None
+    guidance = Guidance(conditioning(2), negative, repaint=repaint, unguided=sampler.unguided)
+    run = guided(sampler(kept + noise.initial * sigmas[0], sigmas, noise), guidance)
     [result] = drive([run], Denoiser(gaussian, table))
     assert torch.equal(result[..., :4], kept[..., :4])
     assert (result[..., 4:] - 2).abs().mean() < 4 * DEVIATION
