@@ -9,8 +9,11 @@ from torch.nn import functional
 
 from pocket.training.network import LATENTS, SCALING
 
-BLUR = 0.1
+BLUR = 0.05
 """Noise added to latents of unit variance, so that the decoder forgives a UNet's errors."""
+
+FOLLOWED = 0.01
+"""How fast steady statistics follow."""
 
 FIGURES = ("l1", "edges", "psnr")
 CERTAIN = -20.0
@@ -18,16 +21,30 @@ CERTAIN = -20.0
 
 
 class Autoencoder(nn.Module):
-    """A VAE that sees its latents at zero mean and unit variance by channel, as `fold` will make them."""
+    """A VAE that sees its latents at zero mean and unit variance by channel, as `fold` will make them.
 
-    def __init__(self, vae: Any) -> None:
+    Those of a batch are measured, unless batches are small: then `steady` ones, which follow slowly, say more than the
+    few pictures at hand, whose colours would be lost with their mean.
+    """
+
+    middle: Tensor
+    spread: Tensor
+
+    def __init__(self, vae: Any, *, steady: bool = False) -> None:
         super().__init__()
         self.vae = vae
+        self.steady = steady
+        self.register_buffer("middle", torch.zeros(1, LATENTS, 1, 1))
+        self.register_buffer("spread", torch.full((1, LATENTS, 1, 1), SCALING**-2))
 
     def forward(self, pictures: Tensor, noise: Tensor) -> Tensor:
         """Encode, blur by `noise` (B, 4, h, w) and decode pictures (B, 3, H, W) from -1 to 1."""
         latents = means(self.vae, pictures)
         spread, middle = torch.var_mean(latents.float(), (0, 2, 3), keepdim=True)
+        if self.steady:
+            self.middle.lerp_(middle.detach(), FOLLOWED)
+            self.spread.lerp_(spread.detach(), FOLLOWED)
+            spread, middle = self.spread.clone(), self.middle.clone()
         plain = (latents - middle) * (spread + 1e-4).rsqrt()
         decoded: Tensor = self.vae.decoder(self.vae.post_quant_conv(plain + noise))
         return decoded
@@ -80,6 +97,12 @@ def fold(vae: Any, pictures: Tensor) -> None:
     into.bias[:LATENTS] = (into.bias[:LATENTS] - middle) / scale
     into.weight[LATENTS:], into.bias[LATENTS:] = 0, CERTAIN
     out.weight *= SCALING
+
+
+@torch.no_grad()
+def unfold(vae: Any) -> None:
+    """Take out of a folded VAE what would make its decoder expect scaled latents, so that it can learn on."""
+    vae.post_quant_conv.weight /= SCALING
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from pocket.training import autoencoder, bank, checkpoint, diffusion, network
 from pocket.training.autoencoder import Autoencoder, Decoder
@@ -17,6 +17,7 @@ from pocket.training.loop import Alarm, Found, train
 from pocket.training.scene import canvas_of, samples
 
 RATE, DECODER_RATE = 1.5e-3, 8e-4
+"""The second where less is to be learnt, or by fewer pictures a step."""
 AVERAGE, BRIEF = 0.999, 0.997
 """How slow the average is, and where there are few steps."""
 BATCH = 256
@@ -26,17 +27,23 @@ WHOLE = 3
 """Every so many batches a decoder sees whole pictures."""
 ENCODED, AT_ONCE = 360, 24
 """Pictures in a file of latents, and how many are encoded together."""
-SAVED = 120
-"""Seconds between checkpoints."""
+SAVED, BLENDED = 120, 40
+"""Seconds between checkpoints, and between blends of what several processes learn."""
 
 
 def vae(job: Job) -> None:
     """Learn to encode pictures of all concepts but the reserved ones, which the VAE is measured on."""
-    plan = job.plan("vae", RATE)
+    plan = job.plan("vae", DECODER_RATE if job.lean else RATE, warmup=50 if job.lean else 200)
     torch.manual_seed(job.seed)
-    model = Autoencoder(network.vae(job.shape)).to(job.device)
-    learner = Learner("vae", model, average=AVERAGE)
+    model = Autoencoder(beginning(job), steady=job.lean).to(job.device)
+    me, crew = job.crew
+    names = ["vae", *(f"vae{number}" for number in range(1, crew))]
+    learner = Learner(names[me], model, average=BRIEF if job.lean else AVERAGE)
     learner.resume(job.full)
+    alarms = [Alarm(SAVED, lambda: keep(job, learner), again=True)]
+    if crew > 1:
+        others = [name for name in names if name != learner.name]
+        alarms.append(Alarm(BLENDED, lambda: learner.blend(job.full, others), again=True))
 
     def complaints(compiled: Any) -> list[str]:
         return disagreements(model, lambda: loss(job, 0, model).loss, lambda: loss(job, 0, compiled).loss)
@@ -48,9 +55,18 @@ def vae(job: Job) -> None:
         plan=plan,
         journal=job.journal,
         figures=autoencoder.FIGURES,
-        alarms=[Alarm(SAVED, lambda: keep(job, learner), again=True)],
+        alarms=alarms,
     )
     keep(job, learner)
+
+
+def beginning(job: Job) -> Any:
+    """A VAE that has learnt nothing, or as much as the model to start from."""
+    if not job.start:
+        return network.vae(job.shape)
+    begun = job.vae().requires_grad_().train()
+    autoencoder.unfold(begun)
+    return begun
 
 
 def decoder(job: Job) -> None:
@@ -85,23 +101,36 @@ def part(job: Job, number: int, model: Decoder) -> Found:
     lots = job.generator(number)
     pictures = job.source.batch(number, job.batch or BATCH).pictures
     latents = diffusion.encode(model.vae, pictures)
-    whole = latents.shape[-1]
-    side = whole if number % WHOLE == 0 else whole * 3 // 4
-    top, left = torch.randint(whole - side + 1, (2,), generator=lots).tolist()
+    step = network.DOWNSCALE
+    top, left, side = window(latents.shape[-1], number, lots)
     latents = latents[:, :, top : top + side, left : left + side]
     noise = torch.randn(latents.shape, generator=lots, device=job.device)
-    step = network.DOWNSCALE
     wanted = pictures[:, :, step * top : step * (top + side), step * left : step * (left + side)]
     value, figures = autoencoder.loss(wanted, model(latents + autoencoder.BLUR * noise))
     return Found(value, len(pictures), figures)
 
 
+def window(whole: int, number: int, lots: Generator) -> tuple[int, int, int]:
+    """What batch `number` shows of its pictures: top, left and side, of `whole`; every `WHOLE` batches all of it."""
+    side = whole if number % WHOLE == 0 else whole * 3 // 4
+    top, left = torch.randint(whole - side + 1, (2,), generator=lots).tolist()
+    return top, left, side
+
+
 def loss(job: Job, number: int, forward: nn.Module) -> Found:
-    """The loss of batch `number`."""
-    pictures = job.source.batch(number, job.batch or BATCH).pictures.contiguous(memory_format=torch.channels_last)
+    """The loss of batch `number` of this process; where a CPU shall do, mostly of a window of it."""
+    me, crew = job.crew
+    number = crew * number + me
+    lots = job.generator(number)
+    pictures = job.source.batch(number, job.batch or BATCH).pictures
+    if job.lean:
+        step = network.DOWNSCALE
+        top, left, side = (step * each for each in window(pictures.shape[-1] // step, number, lots))
+        pictures = pictures[:, :, top : top + side, left : left + side]
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
     count, _, height, width = pictures.shape
     shape = (count, network.LATENTS, height // network.DOWNSCALE, width // network.DOWNSCALE)
-    noise = torch.randn(shape, generator=job.generator(number), device=job.device)
+    noise = torch.randn(shape, generator=lots, device=job.device)
     with job.autocast():
         got = forward(pictures, autoencoder.BLUR * noise)
     value, figures = autoencoder.loss(pictures, got)
@@ -111,6 +140,8 @@ def loss(job: Job, number: int, forward: nn.Module) -> Found:
 def keep(job: Job, learner: Learner) -> None:
     """Save a checkpoint and the folded average, and say how good it is."""
     learner.save(job.full)
+    if job.crew[0] > 0:
+        return
     averaged = learner.average.model
     assert isinstance(averaged, Autoencoder)
     folded = copy.deepcopy(averaged.vae)
