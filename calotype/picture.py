@@ -1,14 +1,16 @@
 """Pictures on disk: a PNG carries the graph that made it, so that it can be made again."""
 
-import io
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import PIL.Image
-from PIL.PngImagePlugin import PngInfo
 
+from calotype import png
 from calotype.caption import caption
 from calotype.library import INPUTS
 from calotype.naming import stem, write
@@ -30,16 +32,43 @@ CHUNK = "calotype"
 def save(result: Result, engine: Engine, folder: Path) -> dict[str, list[str]]:
     """Save every output that is a picture; returns the paths by output. Existing files are never replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = document_of(result, folder=folder)
     program = engine.program(result.graph)
     paths: dict[str, list[str]] = {name: [] for name in result.outputs}
+    for name, data in _encoded(_drawn(result, program, folder)):
+        paths[name].append(str(write(folder, _stem(result.graph, called(program, name)), data)))
+    return paths
+
+
+class _Drawn(NamedTuple):
+    """A picture of an output, and what is written into its file."""
+
+    output: str
+    picture: PIL.Image.Image
+    document: str
+    text: str | None
+
+
+def _drawn(result: Result, program: Program, folder: Path) -> Iterator[_Drawn]:
+    whole = document_of(result, folder=folder)
     for name, value in result.outputs.items():
+        cell = program.cells.get(name)
+        document = document_of(result, cell, folder) if cell else whole
         for index, picture in enumerate(pictures(value)):
             text = caption(program, program.port(name), picture.size, result.files, index=index, graph=result.graph)
-            cell = program.cells.get(name)
-            data = encode(picture, document_of(result, cell, folder) if cell else whole, text)
-            paths[name].append(str(write(folder, _stem(result.graph, called(program, name)), data)))
-    return paths
+            yield _Drawn(name, picture, document, text)
+
+
+def _encoded(drawn: Iterable[_Drawn]) -> Iterator[tuple[str, bytes]]:
+    """The outputs and their PNGs, in order, as many made at a time as there are cores: zlib lets other threads run."""
+    most = os.cpu_count() or 1
+    waiting: deque[tuple[str, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(most, "png") as pool:
+        for each in drawn:
+            waiting.append((each.output, pool.submit(encode, each.picture, each.document, each.text)))
+            if len(waiting) > most:
+                output, oldest = waiting.popleft()
+                yield output, oldest.result()
+        yield from ((output, oldest.result()) for output, oldest in waiting)
 
 
 def pictures(value: Socket) -> Iterator[PIL.Image.Image]:
@@ -91,13 +120,7 @@ def _files_of(result: Result, cell: Cell | None) -> dict[str, File]:
 
 def encode(picture: PIL.Image.Image, document: str, text: str | None) -> bytes:
     """A PNG with the graph and the `parameters` text in it."""
-    chunks = PngInfo()
-    if text:
-        chunks.add_itxt("parameters", text)
-    chunks.add_itxt(CHUNK, document)
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", pnginfo=chunks)
-    return stream.getvalue()
+    return png.encode(picture, {"parameters": text, CHUNK: document} if text else {CHUNK: document})
 
 
 def read_graph(path: Path, library: Library) -> Graph:
