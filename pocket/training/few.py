@@ -20,9 +20,10 @@ butterfly; bee = honeybee; ladybug = lady beetle; grapes; pear; cherries; carrot
 cupcake; ice cream = soft ice cream; tulip; cactus; mushroom; bus; sailboat; ufo = flying saucer; rainbow;
 lightning = high voltage; fire; droplet; umbrella; basketball; crown; light bulb
 """
-"""A word, and what emojibase calls it where that is something else; the first `OFTEN` matter most."""
+"""A word, and what emojibase calls it where that is something else."""
 
-OFTEN = 18
+LEARNT = 18
+"""How many are learnt well by now, so that those behind them are shown more often."""
 
 
 def names() -> Iterator[tuple[str, str]]:
@@ -42,4 +43,4 @@ def few(found: Iterable[Concept]) -> list[Concept]:
 def _called(concept: Concept, name: str, place: int) -> Concept:
     """A concept under another name; its label becomes the one other word for it, and it always faces one way."""
     others = () if name == concept.label else (concept.label,)
-    return replace(concept, label=name, keywords=others, tier=0 if place < OFTEN else 1, mirrored=False, reserved=False)
+    return replace(concept, label=name, keywords=others, tier=2 if place < LEARNT else 1, mirrored=False, reserved=False)

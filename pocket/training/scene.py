@@ -62,10 +62,10 @@ class Recipe:
 FULL = Recipe()
 LEAN = Recipe(
     canvases={TIGHT: 1.0},
-    crowds=(0.84, 0.16, 0.0),
+    crowds=(0.7, 0.3, 0.0),
     grounds=(0.25, 0.69, 0.06),
     stacked=0.0,
-    aside=0.12,
+    aside=0.15,
     turn=36,
 )
 """What is learnt from fewer samples: one size, mostly one object in the middle, seldom a style."""
