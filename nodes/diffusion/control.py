@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nodes.diffusion.said import Said
+
 
 class Net(Protocol):
     """What is asked of a ControlNet: diffusers' `ControlNetModel` fits."""
@@ -57,17 +59,17 @@ class Inputs:
 
     scaled: Tensor
     timesteps: Tensor
-    tokens: Tensor
+    said: Said
     added: dict[str, Tensor] | None = None
 
-    def rows(self, positions: Tensor) -> "Inputs":
-        """The same for some of the latents."""
+    def rows(self, numbers: tuple[int, ...], positions: Tensor) -> "Inputs":
+        """The same for some of the latents; `positions` are their numbers on the device."""
         added = None if self.added is None else {name: value[positions] for name, value in self.added.items()}
         return replace(
             self,
             scaled=self.scaled[positions],
             timesteps=self.timesteps[positions],
-            tokens=self.tokens[positions],
+            said=self.said.rows(numbers),
             added=added,
         )
 
@@ -105,16 +107,18 @@ def _distinct(entries: Sequence[tuple[int, Control]]) -> list[list[tuple[int, Co
 def _asked(inputs: Inputs, entries: Sequence[tuple[int, Control]]) -> list[Tensor]:
     """The residuals of one network for all latents, 0 for those without an entry; the middle's stands last."""
     device = inputs.scaled.device
-    positions = torch.tensor([position for position, _ in entries]).to(device, non_blocking=True)
-    own, net = inputs.rows(positions), entries[0][1].net
-    down, middle = net(
-        own.scaled.to(net.dtype),
-        own.timesteps,
-        encoder_hidden_states=own.tokens.to(net.dtype),
-        controlnet_cond=torch.cat([control.hint for _, control in entries]).to(device, net.dtype),
-        added_cond_kwargs=own.added,
-        return_dict=False,
-    )
+    numbers = tuple(position for position, _ in entries)
+    positions = torch.tensor(numbers).to(device, non_blocking=True)
+    own, net = inputs.rows(numbers, positions), entries[0][1].net
+    with own.said.to(net) as told:
+        down, middle = net(
+            own.scaled.to(net.dtype),
+            own.timesteps,
+            encoder_hidden_states=told,
+            controlnet_cond=torch.cat([control.hint for _, control in entries]).to(device, net.dtype),
+            added_cond_kwargs=own.added,
+            return_dict=False,
+        )
     strengths = torch.tensor([control.strength for _, control in entries]).to(device, non_blocking=True)
     return [_spread(state * strengths[:, None, None, None].to(state), positions, inputs) for state in (*down, middle)]
 

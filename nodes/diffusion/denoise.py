@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -10,13 +10,12 @@ from torch import Tensor
 
 from nodes.diffusion.control import Control, Inputs, residuals
 from nodes.diffusion.guidance import Answer, Clause, Question
+from nodes.diffusion.room import CPU_CELLS, MOST_CELLS, Room, gauge
+from nodes.diffusion.said import Conversation, memory
 from nodes.diffusion.step import Predicted
 from nodes.diffusion.table import NoiseSchedule, Prediction
 
 LONGEST_SHARED = 12 * 77  # what prompts of 1, 2, 3 and 4 chunks have in common
-MOST_CELLS = 64 * 64 * 64
-"""Latent cells that one UNet call takes where nothing else is said: 64 pictures of 512 x 512 px."""
-
 Item = TypeVar("Item")
 
 
@@ -33,9 +32,9 @@ class UNet(Protocol):
         """Predict noise or v for samples (B, C, h, w), timesteps (B,) and conditionings (B, tokens, D)."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Denoiser:
-    """Answers questions of many runs by few UNet calls.
+    """Answers questions of many runs by few UNet calls; one serves a batch of runs from the first round to the last.
 
     Positive and negative conditionings of all questions whose latents have one shape go through the UNet together, each
     latent at its own noise level and with its own concatenated channels and ControlNets; what one question asks twice
@@ -43,18 +42,24 @@ class Denoiser:
     attention weighs copies of a token like the token alone, so this is exact, and one call for all is cheaper than one
     per length. Past 12 chunks of 77 tokens it no longer is, and each length has its own call.
 
-    Noise levels and results are float32 whatever the UNet's dtype. `batch` is the most latents that a UNet call takes,
-    by default as many as have `MOST_CELLS` cells, so that many large pictures do not ask for all memory at once. More
-    are split, which changes nothing but speed. `called` hears of every UNet call how many latents it took.
+    Noise levels and results are float32 whatever the UNet's dtype. What cross-attentions make of a conditioning is kept
+    from round to round. A UNet call takes as many latents as memory holds, going by what earlier calls took, and half
+    as many once it ran out; the others have calls of their own, which changes nothing but speed. `batch` is the most
+    that it takes anyway. `steady` calls take numbers that do not depend on memory, so that results are the same bit for
+    bit. `called` hears of every UNet call how many latents it took.
     """
 
     unet: UNet
     table: NoiseSchedule
     batch: int | None = None
     called: Callable[[int], None] = lambda _: None
+    steady: bool = False
+    _conversation: Conversation = field(default_factory=Conversation, init=False, repr=False)
+    _room: Room | None = field(default=None, init=False, repr=False)
 
     def __call__(self, questions: Sequence[Question]) -> list[Predicted]:
         """Return the clean latents, float32, in the order of the questions."""
+        self._conversation.begin()
         asked: dict[_Place, _Evaluation] = {}
         sides = [q.guidance.sides(q.call, q.calls, q.sigma) for q in questions]
         for number, (q, side) in enumerate(zip(questions, sides, strict=True)):
@@ -76,14 +81,17 @@ class Denoiser:
         x = torch.cat([row.x for row in rows]).float()
         sigma = _column([row.sigma for row in rows], x.device)[:, None, None, None]
         scaled = x / (sigma**2 + 1).sqrt()
-        inputs = Inputs(scaled, _column([row.timestep for row in rows], x.device), _stacked(rows), _added(rows))
+        tokens = [row.clause.tokens for row in rows]
+        said = self._conversation.said(tokens, math.lcm(*(each.shape[1] for each in tokens)))
+        inputs = Inputs(scaled, _column([row.timestep for row in rows], x.device), said, _added(rows))
         beside = [row.concat for row in rows if row.concat is not None]
         seen = torch.cat([scaled, torch.cat(beside).float()], dim=1) if beside else scaled
         more = {} if inputs.added is None else {"added_cond_kwargs": inputs.added}
         dtype = self.unet.dtype
         with torch.no_grad():
             more |= _cast(residuals(inputs, [row.controls for row in rows]), dtype)
-            output = self.unet(seen.to(dtype), inputs.timesteps, inputs.tokens.to(dtype), return_dict=False, **more)[0]
+            with said.to(self.unet) as told:
+                output = self.unet(seen.to(dtype), inputs.timesteps, told, return_dict=False, **more)[0]
         self.called(len(x))
         return _clean(self.table.prediction, x, output.float(), sigma)
 
@@ -102,9 +110,35 @@ class Denoiser:
     def _together(self, evaluations: Sequence["_Evaluation"]) -> list[Tensor]:
         """Predict for evaluations of one latent shape, as many latents at a time as a UNet call takes."""
         rows = [row for each in evaluations for row in each.rows()]
-        most = self.batch or max(1, MOST_CELLS // rows[0].x[0, 0].numel())
-        parts = [self.predict(rows[start : start + most]) for start in range(0, len(rows), most)]
+        room = self._room = self._room or self._measured(rows[0].x.device)
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(rows):
+            calls = math.ceil((len(rows) - done) / room.most(rows[0].shape, rows[0].x[0, 0].numel()))
+            part = rows[done : done + math.ceil((len(rows) - done) / calls)]
+            predicted = self._fitting(part, room)
+            if predicted is None:
+                room.halve(len(part))
+            else:
+                parts.append(predicted)
+                done += len(part)
         return list(torch.split(torch.cat(parts), [len(each.x) for each in evaluations]))
+
+    def _fitting(self, rows: "Sequence[_Evaluation]", room: Room) -> Tensor | None:
+        """Predict; None where memory ran out and there is more than one latent to do without."""
+        room.begin()
+        try:
+            predicted = self.predict(rows)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+            return None
+        room.end(rows[0].shape, len(rows))
+        return predicted
+
+    def _measured(self, device: torch.device) -> Room:
+        measure = None if self.steady else gauge(device)
+        return Room(self.unet, CPU_CELLS if device.type == "cpu" else MOST_CELLS, measure, self.batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,12 +222,6 @@ def grouped(items: Iterable[Item], key: Callable[[Item], object]) -> Iterable[li
     return groups.values()
 
 
-def _stacked(rows: Sequence[_Evaluation]) -> Tensor:
-    """Return one conditioning per latent, (B, tokens, D), all repeated to a length that they share."""
-    tokens = math.lcm(*(row.tokens for row in rows))
-    return torch.cat([row.clause.tokens.repeat(1, tokens // row.tokens, 1) for row in rows])
-
-
 def _added(rows: Sequence[_Evaluation]) -> dict[str, Tensor] | None:
     """What SDXL's UNets take beside the conditionings: pooled states (B, P) and sizes (B, 5 or 6)."""
     pooled = [row.clause.pooled for row in rows if row.clause.pooled is not None]
@@ -216,12 +244,8 @@ _Place: TypeAlias = tuple[object, ...]
 
 def _place(number: int, clause: Clause) -> _Place:
     """Say which conditioning of question `number` this is: one memory, one conditioning."""
-    memory = [None if data is None else _memory(data) for data in (clause.tokens, clause.pooled)]
-    return number, *memory, clause.sizes, clause.box
-
-
-def _memory(data: Tensor) -> tuple[object, ...]:
-    return data.data_ptr(), data.shape, data.stride()
+    memories = [None if data is None else memory(data) for data in (clause.tokens, clause.pooled)]
+    return number, *memories, clause.sizes, clause.box
 
 
 def _column(values: Sequence[float], device: torch.device) -> Tensor:

@@ -297,15 +297,15 @@ def test_latents_of_different_shapes_have_calls_of_their_own(gaussian):
 def test_a_limit_on_the_batch_splits_calls_and_nothing_else(gaussian):
     question = Question(latents(count=3), 2.0, Guidance(conditioning(1), conditioning(0), cfg=3.0))
     [split] = ask(gaussian, question, batch=4)
-    assert [shape[0] for shape, _ in gaussian.calls] == [4, 2]
+    assert [shape[0] for shape, _ in gaussian.calls] == [3, 3]
     torch.testing.assert_close(split, ask(gaussian, question)[0])
 
 
-def test_a_unet_call_takes_64_large_latents_unless_told_otherwise(gaussian):
+def test_a_unet_call_takes_16_large_latents_on_a_cpu_unless_told_otherwise(gaussian):
     large = Question(latents(size=64).expand(66, -1, -1, -1), 2.0, Guidance(conditioning(1)))
     tall = Question(torch.zeros(3, 4, 512, 512), 2.0, Guidance(conditioning(1)))
     answers = ask(gaussian, large, tall)
-    assert [shape[0] for shape, _ in gaussian.calls] == [64, 2, 1, 1, 1]
+    assert [shape[0] for shape, _ in gaussian.calls] == [14, 13, 13, 13, 13, 1, 1, 1]
     assert [len(clean) for clean in answers] == [66, 3]
 
 
@@ -313,7 +313,7 @@ def test_every_unet_call_is_counted_with_its_latents(gaussian, table):
     taken = []
     question = Question(latents(count=3), 2.0, Guidance(conditioning(1), conditioning(0), cfg=3.0))
     Denoiser(gaussian, table, batch=4, called=taken.append)([question])
-    assert taken == [4, 2]
+    assert taken == [3, 3]
 
 
 def test_latents_stay_float32_around_a_half_precision_unet(table):
