@@ -8,6 +8,7 @@ from typing import Any, Self, cast, get_type_hints
 import torch
 from pydantic import TypeAdapter
 
+from engine import heap
 from engine.host import Host, host_memory
 from engine.socket import Array, Packed, Socket
 
@@ -108,13 +109,15 @@ def _gathered(cls: type, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 class Device(Host):
-    """Where nodes run: `cpu` or a CUDA device."""
+    """Where nodes run: `cpu` or a CUDA device. On the CPU the process keeps freed memory from then on: see `heap`."""
 
     def __init__(self, name: str = "cpu") -> None:
         """Raises ValueError for a device that this machine does not have."""
         if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
             raise ValueError(f"no device {name!r} here: expected cpu{_cuda_names()}")
         self.name = "cuda:0" if name == "cuda" else name
+        if name == "cpu":
+            heap.keep()
 
     @property
     def kind(self) -> str:
@@ -133,8 +136,10 @@ class Device(Host):
         )
 
     def trim(self) -> None:
-        """Give freed blocks back, after an out-of-memory error."""
-        if self.name != "cpu":
+        """Give freed blocks back, after an out-of-memory error, or where nothing else is to come."""
+        if self.name == "cpu":
+            heap.give_back()
+        else:
             torch.cuda.empty_cache()
 
     def park(self, modules: Sequence[object], spare: Sequence[object] = ()) -> "ParkedTensors | None":

@@ -242,6 +242,7 @@ class Engine:
             self._epoch += 1
             self.store.clear()
             self.traces.clear()
+            self.device.trim()
 
     def close(self) -> None:
         """Write what is pending and release the cache folder. An engine that is never closed does so at exit."""

@@ -1,5 +1,7 @@
 """Tiny checkpoints in one file, laid out as by Stable Diffusion's first code."""
 
+import copy
+
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -23,6 +25,15 @@ def renamed(module, spelling, prefix):
         else tensors[name].clone()
         for name, place in names.items()
     }  # fmt: skip
+
+
+def interleaved(module):
+    """A copy of a module whose convolutions have their channels side by side in memory, as UNets are loaded."""
+    copied = copy.deepcopy(module).eval()
+    for weight in copied.parameters():
+        if weight.ndim == 4 and weight.shape[2:] != (1, 1):
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return copied
 
 
 def shaken(module):

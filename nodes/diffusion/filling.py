@@ -15,6 +15,8 @@ from nodes.diffusion.tensors import LoadError, Shape, Span, by, refusing, some
 
 _TURNED = "text_projection.weight"
 """OpenCLIP multiplies by this matrix from the other side."""
+INTERLEAVED = ("UNet2DConditionModel", "ControlNetModel")
+"""Networks whose convolutions compute faster where channels lie side by side in memory."""
 
 
 def filled(
@@ -34,7 +36,11 @@ def filled(
     names = original.tensors(wanted, spelling)
     _check_names(part, names.values(), type(module).__name__)
     _check_shapes(part, names, wanted)
-    pieces = {name: _piece(name, part.spans[names[name]], wanted[name], names[name]) for name in wanted}
+    interleaved = type(module).__name__ in INTERLEAVED
+    pieces = {
+        name: _piece(name, part.spans[names[name]], wanted[name], names[name], interleaved=interleaved)
+        for name in wanted
+    }
     with refusing(part.path, f"weights of a {part.kind.word}"):
         loaded = reading.read(pieces, dtype, device)
     module.load_state_dict(loaded, assign=True)
@@ -78,12 +84,13 @@ def _fits(found: Shape, wanted: Shape) -> bool:
     return found in (wanted, (*wanted, 1, 1), (3 * wanted[0], *wanted[1:]))
 
 
-def _piece(name: str, span: Span, wanted: Shape, place: str) -> Piece:
+def _piece(name: str, span: Span, wanted: Shape, place: str, *, interleaved: bool) -> Piece:
     """Return what of a tensor is meant: a third of the rows, where q, k and v stand in one."""
+    interleaved = interleaved and len(wanted) == 4 and wanted[2:] != (1, 1)
     if _is_turned(name, place):
         return Piece(span, wanted, turned=True)
     whole = not wanted or span.shape[0] == wanted[0]
-    return Piece(span, wanted, 0 if whole else "qkv".index(name.split(".")[-2][0]) * wanted[0])
+    return Piece(span, wanted, 0 if whole else "qkv".index(name.split(".")[-2][0]) * wanted[0], interleaved=interleaved)
 
 
 def _count_positions(module: nn.Module, device: torch.device | str) -> None:

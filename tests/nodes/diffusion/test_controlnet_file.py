@@ -6,6 +6,7 @@ from diffusers import ControlNetModel
 from diffusers.loaders import single_file_utils as judge
 from safetensors.torch import save_file
 from single_file import (
+    interleaved,
     renamed,
     same,
     shaken,
@@ -82,7 +83,7 @@ def test_it_computes_what_the_module_computes(file, net):
     context = torch.randn(1, 77, net.config.cross_attention_dim)
     given = told(net) if net.config.addition_embed_type else {}
     with torch.no_grad():
-        made, expected = (each(latent, 7, context, hint, **given) for each in (load.controlnet(file), net))
+        made, expected = (each(latent, 7, context, hint, **given) for each in (load.controlnet(file), interleaved(net)))
     assert torch.equal(made.mid_block_res_sample, expected.mid_block_res_sample)
     pairs = zip(made.down_block_res_samples, expected.down_block_res_samples, strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)

@@ -6,7 +6,17 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from single_file import same, shaken, tiny_big_g, tiny_clip, tiny_refiner_unet, tiny_vae, tiny_xl_unet, told
+from single_file import (
+    interleaved,
+    same,
+    shaken,
+    tiny_big_g,
+    tiny_clip,
+    tiny_refiner_unet,
+    tiny_vae,
+    tiny_xl_unet,
+    told,
+)
 
 from nodes.diffusion import load
 from nodes.diffusion.load import LoadError
@@ -51,7 +61,7 @@ class TestXl:
         latent, context, tokens = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 128), torch.arange(77)[None]
         unet, second = load.unet(saved), load.towers(saved)[1].encoder
         with torch.no_grad():
-            expected = modules[0](latent, 7, context, **told(modules[0])).sample
+            expected = interleaved(modules[0])(latent, 7, context, **told(modules[0])).sample
             assert torch.equal(unet(latent, 7, context, **told(unet)).sample, expected)
             assert torch.equal(second(tokens).text_embeds, modules[3](tokens).text_embeds)
 

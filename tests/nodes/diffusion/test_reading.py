@@ -83,3 +83,22 @@ def test_a_format_that_is_no_number_of_ours_is_named(tmp_path):
     span = Span(tmp_path / "made", "F4", (2,), 0)
     with pytest.raises(LoadError, match=r"expected numbers in one of the formats F64, .*, found F4"):
         read({"weight": Piece(span, (2,))}, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+@pytest.mark.parametrize("chunk", [reading.CHUNK, 200, 16])
+def test_channels_may_lie_side_by_side(write, tensors, monkeypatch, stored, chunk):
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    rounded = tensors["convolution"].to(stored)
+    span = write({"convolution": rounded})["convolution"]
+    made = read({"weight": Piece(span, span.shape, interleaved=True)}, torch.float32, "cpu")["weight"]
+    assert torch.equal(made, rounded.float())
+    fits = chunk >= rounded[0].nbytes
+    assert made.is_contiguous(memory_format=torch.channels_last) is fits
+    assert made.is_contiguous() is not fits
+
+
+def test_where_that_is_no_faster_they_lie_as_they_are_stored(write, tensors):
+    span = write(tensors)["convolution"]
+    made = read({"weight": Piece(span, span.shape, interleaved=True)}, torch.float16, "cpu")["weight"]
+    assert made.is_contiguous()

@@ -13,6 +13,7 @@ from single_file import (
     XL_CLIP,
     bare,
     everything_xl,
+    interleaved,
     open_clip,
     renamed,
     same,
@@ -105,7 +106,7 @@ class TestXl:
         latent, context, tokens = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 128), torch.arange(77)[None]
         unet, second = load.unet(file), load.towers(file)[1].encoder
         with torch.no_grad():
-            expected = modules[0](latent, 7, context, **told(modules[0])).sample
+            expected = interleaved(modules[0])(latent, 7, context, **told(modules[0])).sample
             assert torch.equal(unet(latent, 7, context, **told(unet)).sample, expected)
             assert torch.equal(second(tokens).text_embeds, modules[3](tokens).text_embeds)
 
@@ -198,7 +199,7 @@ class TestRefiner:
         latent, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 64)
         unet = load.unet(refiner)
         with torch.no_grad():
-            expected = refining[0](latent, 7, context, **told(refining[0])).sample
+            expected = interleaved(refining[0])(latent, 7, context, **told(refining[0])).sample
             assert torch.equal(unet(latent, 7, context, **told(unet)).sample, expected)
 
     def test_its_prompts_are_padded_with_exclamation_marks(self, refiner):

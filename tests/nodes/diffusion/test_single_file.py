@@ -23,6 +23,7 @@ from single_file import (
     VAE,
     bare,
     everything,
+    interleaved,
     open_clip,
     renamed,
     same,
@@ -84,7 +85,7 @@ class TestParts:
         latent, context = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 64)
         tokens = torch.arange(77)[None]
         with torch.no_grad():
-            assert torch.equal(load.unet(file)(latent, 7, context).sample, unet(latent, 7, context).sample)
+            assert torch.equal(load.unet(file)(latent, 7, context).sample, interleaved(unet)(latent, 7, context).sample)
             assert torch.equal(load.vae(file).decode(latent).sample, vae.decode(latent).sample)
             states = load.text_encoder(file)(tokens).last_hidden_state
             assert torch.equal(states, encoder(tokens).last_hidden_state)
@@ -206,7 +207,7 @@ class TestSecondVersion:
         assert same(made, unet.state_dict())
         latent, context = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 64)
         with torch.no_grad():
-            assert torch.equal(made(latent, 7, context).sample, unet.eval()(latent, 7, context).sample)
+            assert torch.equal(made(latent, 7, context).sample, interleaved(unet)(latent, 7, context).sample)
 
     def test_its_prompts_are_padded_with_exclamation_marks(self, second, write):
         tokens = load.tokenizer(write(second))
