@@ -9,6 +9,8 @@ from engine.errors import Cancelled
 from engine.socket import Socket
 
 if TYPE_CHECKING:
+    from engine.digest import Digest
+    from engine.interim import Interim
     from engine.models import ModelPool, ModelRef
 
 M = TypeVar("M")
@@ -52,6 +54,7 @@ class Context:
         meter: Callable[[str, float], None] | None = None,
         alarm: Callable[[str], None] | None = None,
         token: CancelToken | None = None,
+        interim: "Interim | None" = None,
     ) -> None:
         self.device = device
         self.exact = exact
@@ -60,12 +63,17 @@ class Context:
         self._meter = meter
         self._alarm = alarm
         self._token = token
+        self._interim = interim
         self._held: list[ModelRef[object]] = []
         self._scarce = False
         self.warnings: list[str] = []
         """What the node had to say in this attempt."""
         self.loading = 0.0
         """Seconds spent waiting for models; no part of what the node's result costs to make again."""
+        self.spared = 0.0
+        """Seconds that recalled values took to make when they were made; part of that cost."""
+        self.resumed = (0, 0)
+        """How many steps the node recalled in this attempt, and of how many."""
 
     def progress(self, done: int, total: int, preview: Preview | None = None) -> None:
         """Report `done` of `total` steps. Every call is a cancel point: it may raise Cancelled.
@@ -98,11 +106,42 @@ class Context:
         """Memory ran out: the node is called once more, and what it said is forgotten; the loop calls this."""
         self._scarce = scarce
         self.warnings.clear()
+        self.spared, self.resumed = 0.0, (0, 0)
 
     def measure(self, name: str, value: float) -> None:
         """Report `value` of what `name` says, such as the latents in one UNet call, for those who keep count."""
         if self._meter is not None:
             self._meter(name, value)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is any use in `keep` and `recall`; in a notebook there is none."""
+        return self._interim is not None
+
+    def keep(self, key: "Digest", value: Socket, seconds: float) -> None:
+        """Keep a value on the way to the result, which took `seconds` to make, for other calls of this type of node.
+
+        `key` must say all that the value depends on, but for the node's type and version and the engine's settings. It
+        stays also where the call fails or is cancelled later, and goes whenever memory is short. Nobody may write into
+        it any more. Nothing is kept where memory is scarce.
+        """
+        if self._interim is not None and not self.scarce:
+            self._interim.keep(key, value, seconds)
+
+    def recall(self, key: "Digest") -> Socket | None:
+        """What a call of this type of node kept under `key`, not to be written into; None where it is there no more."""
+        found = self._interim.recall(key) if self._interim is not None else None
+        if found is None:
+            return None
+        value, seconds = found
+        self.spared += seconds
+        return value
+
+    def resume(self, done: int, total: int) -> None:
+        """Say, once for each part of the work, that `done` of its `total` steps were recalled, not made."""
+        if done:
+            self.resumed = self.resumed[0] + done, self.resumed[1] + total
+            self.measure("steps_recalled", done)
 
     def model(self, ref: "ModelRef[M]") -> M:
         """The module behind a reference, on the device; it stays there until the node returns."""

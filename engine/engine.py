@@ -27,7 +27,7 @@ from engine.plan import Planned, Survey
 from engine.program import Port, Program, compile_graph
 from engine.recall import Recollection
 from engine.registry import Registry
-from engine.run import Bounds, Listener, NodeReport, Resources, Run
+from engine.run import Bounds, Listener, NodeReport, Resources, Run, told
 from engine.socket import Socket
 from engine.store import Store
 from engine.trace import CataloguedDigests, Records, Traces
@@ -69,7 +69,7 @@ class Result:
             node: {
                 "type": report.type,
                 "outcome": str(report.outcome),
-                "reason": report.reason,
+                "reason": told(report.reason, report.resumed),
                 "seconds": round(report.seconds, 6),
                 "needs": list(report.needs),
                 "warnings": list(report.warnings),
@@ -139,7 +139,9 @@ class Engine:
         """Whose run it is."""
         self.files.aside = self._aside
         models = ModelPool(self.files, ledger, self._lock, device=self.device, host=host)
-        self._resources = Resources(self.device, self.store, self.traces, models, ledger, bounds or Bounds())
+        self._resources = Resources(
+            self.device, self.store, self.traces, models, ledger, bounds or Bounds(), self._lock
+        )
         settings = {"device": self.device.kind, "mode": "exact" if exact else "fast", **(numerics or {})}
         self._numerics = digest("numerics", settings)
         self._programs: weakref.WeakKeyDictionary[Graph, Program] = weakref.WeakKeyDictionary()

@@ -108,6 +108,10 @@ class Gdsf(Generic[K]):
         """How much a value is worth keeping; comparable between policies that share an Ageing."""
         return self._entries[key].priority
 
+    def seconds(self, key: K) -> float:
+        """What a value took to make."""
+        return self._entries[key].seconds
+
     def evict(self, key: K) -> Entry:
         """Take a victim out, and let everything else age by what it was worth."""
         entry = self._entries[key]

@@ -84,7 +84,7 @@ class Survey:
         self.marks = {position: Mark() for position in self.order}
         self.given: dict[Digest, Socket] = {}
         self.ready: list[int] = []
-        self._numerics = numerics
+        self.numerics = numerics
         self._traces = traces
         self._store = store
         self._records = records
@@ -274,7 +274,7 @@ class Survey:
         self._producer.setdefault(identity, position)
 
     def _key(self, step: Step, mark: Mark) -> Digest | None:
-        state = sha256(self._numerics + step.head)
+        state = sha256(self.numerics + step.head)
         if mark.files:
             state.update(encode({name: file.digest for name, file in mark.files.items()}))
         marks = self.marks

@@ -2,7 +2,9 @@
 
 import copy
 import heapq
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,7 @@ from engine.context import CancelToken, Context, Preview
 from engine.digest import Digest
 from engine.event import Event, NodeFinished, NodeMeasured, NodeProgress, Outcome, Trouble, Warned
 from engine.host import Host
+from engine.interim import Interim
 from engine.models import ModelPool, ModelRef
 from engine.node import NodeDef
 from engine.param import Param
@@ -28,7 +31,8 @@ Listener = Callable[[Event], None]
 class NodeReport:
     """What became of one node: the seconds that it ran, and those that were `saved` by finding what it gave before.
 
-    `warnings` are what it said about what it gave, now or then.
+    `warnings` are what it said about what it gave, now or then. `resumed` is how many steps it recalled, and of how
+    many, where it did not begin at the beginning.
     """
 
     type: str
@@ -38,6 +42,7 @@ class NodeReport:
     needs: tuple[str, ...] = ()
     saved: float = 0.0
     warnings: tuple[str, ...] = ()
+    resumed: tuple[int, int] = (0, 0)
 
 
 class Bounds:
@@ -60,6 +65,8 @@ class Resources:
     models: ModelPool
     ledger: Ledger
     bounds: Bounds = field(default_factory=Bounds)
+    lock: AbstractContextManager[object] = field(default_factory=threading.RLock)
+    """Guards all of these while a node works."""
 
 
 @dataclass
@@ -89,6 +96,7 @@ class Run:
         self._alarmed: set[str] = set()
         self._warned: dict[int, tuple[str, ...]] = {}
         self._failed: dict[int, str] = {}
+        self._resumed: dict[int, tuple[int, int]] = {}
         self._touched: set[Digest] = set()
 
     @property
@@ -146,7 +154,10 @@ class Run:
             saved = trace.seconds if trace and outcome is Outcome.HIT else 0.0
             warnings = self._warned.get(position, trace.warnings if trace else ())
             needs = program.needs(step)
-            found[position] = NodeReport(step.definition.type, outcome, reason, seconds, needs, saved, warnings)
+            resumed = self._resumed.get(position, (0, 0))
+            found[position] = NodeReport(
+                step.definition.type, outcome, reason, seconds, needs, saved, warnings, resumed
+            )
         reports = {program.steps[position].id: report for position, report in found.items()}
         for step in program.steps:
             if step.id not in reports:
@@ -276,11 +287,13 @@ class Run:
             meter=measure,
             alarm=alarm,
             token=self.token,
+            interim=Interim.of(step.definition, self.survey.numerics, self.resources.store, self.resources.lock),
         )
 
     def settle(self, call: "Call", result: Any, seconds: float) -> None:
         """Take what a call gave, or the exception in its place. Raises Cancelled and FileChanged."""
         warnings = self._warned[call.position] = tuple(call.context.warnings)
+        self._resumed[call.position] = call.context.resumed
         try:
             self._check_inputs(call)
             if isinstance(result, BaseException):
@@ -296,7 +309,7 @@ class Run:
             return
         mark = self.survey.marks[call.position]
         assert mark.key is not None
-        cost = max(seconds - call.context.loading, 0.0)
+        cost = max(seconds - call.context.loading, 0.0) + call.context.spared
         self.resources.traces.put(mark.key, Trace(ids, cost, warnings))
         for identity, value in zip(ids, outputs, strict=True):
             self._touched.add(identity)
@@ -308,7 +321,8 @@ class Run:
         self.resources.store.trim()
         step = call.step
         self._tell_warnings(step.id, warnings)
-        self.listener(NodeFinished(self.id, step.id, step.definition.type, Outcome.RAN, call.reason, seconds))
+        reason = told(call.reason, call.context.resumed)
+        self.listener(NodeFinished(self.id, step.id, step.definition.type, Outcome.RAN, reason, seconds))
 
     def _keep(self, identity: Digest, value: Socket, seconds: float) -> None:
         """On the device, and pinned until the survey has said who waits for it: it is not evicted in between."""
@@ -413,6 +427,12 @@ class Call:
     arguments: dict[str, Any]
     context: Context
     stamps: Mapping[str, tuple[Any, ...]]
+
+
+def told(reason: str, resumed: tuple[int, int]) -> str:
+    """The reason why a node ran, and how much of it was recalled."""
+    done, total = resumed
+    return f"{reason}; {done} of {total} steps recalled" if done else reason
 
 
 def _stamps(value: object) -> tuple[Any, ...]:

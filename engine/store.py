@@ -3,6 +3,9 @@
 A value is put on the device tier and copied to the disk. When the device is full, the cheapest unpinned value moves to
 the host; when that is full, it goes, and only the disk still has it. Pinned values (those that the running graph still
 needs) stay where they are, also over the budget, until they are unpinned.
+
+Interim values, which nodes keep on their way, lie on the device alone, and have a share of its budget at most: they
+compete with results for that share, by what they save a byte, and the rest is the results' own.
 """
 
 from collections import Counter
@@ -13,6 +16,9 @@ from engine.digest import Digest
 from engine.disk import Disk
 from engine.eviction import Entry, Gdsf
 from engine.socket import Socket
+
+INTERIM_SHARE = 0.125
+"""Share of the device's budget that interim values take at most."""
 
 Down = Callable[[Digest, Socket, float, int], bool]
 
@@ -50,6 +56,10 @@ class Tier:
     def use(self, identity: Digest) -> None:
         """A value was wanted again."""
         self._policy.use(identity)
+
+    def seconds(self, identity: Digest) -> float:
+        """What a value took to make."""
+        return self._policy.seconds(identity)
 
     def drop(self, identity: Digest) -> None:
         """Let a value go without sending it down."""
@@ -96,6 +106,8 @@ class Store:
         self._pins: Counter[Digest] = Counter()
         self._host = Tier("host", "cpu", host, self._is_pinned, self._lost) if host else None
         self._device = Tier("values", device.place, device, self._is_pinned, self._sink)
+        self._interim = Tier("interim", device.place, device, self._is_pinned, self._lost)
+        self._interim_room = INTERIM_SHARE * device.capacity
 
     @property
     def place(self) -> str:
@@ -132,6 +144,30 @@ class Store:
         if self.disk is not None and (value := self.disk.get(identity)) is not None:
             return self._rise(identity, value, *self.disk.worth(identity))
         return None
+
+    def keep(self, identity: Digest, value: Socket, seconds: float) -> None:
+        """Keep an interim value that took `seconds` to make, in the place of older ones where there are too many.
+
+        Results are not given up for it here; `trim` weighs the one against the other, when the node is through.
+        """
+        size = value.nbytes()
+        self._interim.drop(identity)
+        if size > self._interim_room:
+            return
+        while self._interim.held() + size > self._interim_room:
+            self._interim.give_up()
+        self._interim.put(identity, value, seconds, trim=False)
+
+    def recall(self, identity: Digest) -> tuple[Socket, float] | None:
+        """An interim value and the seconds that it took; None where it is gone, or somebody has written into it."""
+        value = self._interim.values.get(identity)
+        if value is None:
+            return None
+        if not self._interim.untouched(identity):
+            self._interim.drop(identity)
+            return None
+        self._interim.use(identity)
+        return value, self._interim.seconds(identity)
 
     def use(self, identity: Digest) -> None:
         """A later run wanted the value again; what is used again is worth keeping."""
@@ -187,6 +223,7 @@ class Store:
         yield self._device
         if self._host is not None:
             yield self._host
+        yield self._interim
 
     def _is_pinned(self, identity: Digest) -> bool:
         return identity in self._pins

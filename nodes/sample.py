@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from math import sqrt
+from time import perf_counter
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -24,6 +25,7 @@ from nodes.diffusion.step import AnySteps, Predicted
 from nodes.diffusion.table import NoiseSchedule
 from nodes.noise import streams
 from nodes.options import keywords, limits
+from nodes.resume import Trail
 from nodes.steering import check_prompts, concatenated, controls, kept, spoken
 from nodes.types import (
     Colours,
@@ -283,10 +285,13 @@ def _sampling(call: _Call, model: UnetModel) -> _Run[torch.Tensor]:
     guidance = replace(_guidance(call, start, model), repaint=keeper)
     steps = _steps(call, start, drawn, way, model.table)
     total = evaluations(call.sampler, sigmas, **_told(call)) or call.steps
-    with closing(
-        guided(steps, guidance, call.steps * sampler.asks, call.first * sampler.asks, finished=sigmas[-1] == 0)
-    ) as run:
-        return (yield from _reported(run, total, call, model))
+    with (
+        closing(_trail(call, guidance, way)) as trail,
+        closing(
+            guided(steps, guidance, call.steps * sampler.asks, call.first * sampler.asks, finished=sigmas[-1] == 0)
+        ) as run,
+    ):
+        return (yield from _reported(run, total, call, model, trail))
 
 
 def _guidance(call: _Call, start: torch.Tensor, model: UnetModel) -> Guidance:
@@ -375,6 +380,16 @@ def _steps(call: _Call, start: torch.Tensor, drawn: Streams, way: _Way, table: N
     return sampler(x, way.levels, noise, **_told(call))
 
 
+def _trail(call: _Call, guidance: Guidance, way: _Way) -> Trail:
+    """The call's way through its steps, of which earlier calls may have gone a part."""
+    sampler, options = SAMPLERS[call.sampler], call.options
+    taken = {name: value for name, value in _told(call).items() if name in sampler.takes}
+    drawn = [call.noise.identity(), call.convention == "comfy", options.seed_delta if sampler.reseeds else 0]
+    drawn += [options.noise_scale, (way.low, way.high) if sampler.brownian else None]
+    nets = [hint.net.identity() for hint in call.control.hints] if call.control else []
+    return Trail(call.context, [call.unet.identity(), call.sampler, taken, drawn], guidance, nets)
+
+
 def _told(call: _Call) -> Mapping[str, object]:
     """What the sampler is told; ComfyUI's DPM-Solvers put no noise back unless they are."""
     quiet = call.convention == "comfy" and call.sampler in {"dpm_fast", "dpm_adaptive"}
@@ -414,14 +429,18 @@ def _alone(control: Control, row: slice) -> Control:
 
 
 def _reported(
-    run: Generator[Question, Predicted, torch.Tensor], total: int, call: _Call, model: UnetModel
+    run: Generator[Question, Predicted, torch.Tensor], total: int, call: _Call, model: UnetModel, trail: Trail
 ) -> _Run[torch.Tensor]:
-    """Tell the call's context of every answer: there it may be cancelled, and shown."""
+    """Tell the call's context of every answer, recalled or not: there it may be cancelled, and shown."""
     call.context.progress(0, total)
     try:
         question = next(run)
         for done in count(1):
-            answer = yield _Asked(call, model, question)
+            answer = trail.recall(question)
+            if answer is None:
+                began = perf_counter()
+                answer = yield _Asked(call, model, question)
+                trail.keep(question, answer, perf_counter() - began)
             call.context.progress(min(done, total), total, partial(_picture, call, answer.guided))
             question = run.send(answer)
     except StopIteration as end:

@@ -101,7 +101,7 @@ def test_what_really_does_not_fit_fails_with_the_ledger():
     with pytest.raises(errors.RunFailed) as failed:
         house(4_000_000, 1 << 30, huge).run(graph({"out": "h"}, nodes))
     assert "OutOfMemory: out of memory on gpu after freeing 0 B" in str(failed.value)
-    assert "(values 192 B, models 3.0 MB, budget 4.0 MB)" in str(failed.value)
+    assert "(values 192 B, interim 0 B, models 3.0 MB, budget 4.0 MB)" in str(failed.value)
 
 
 def test_where_memory_runs_out_models_that_are_not_in_use_move_to_the_host_before_the_second_attempt():

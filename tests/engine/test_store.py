@@ -52,7 +52,7 @@ def tiers(device=1000, host=1000, disk=None):
 def test_what_the_device_cannot_hold_moves_to_the_host():
     store = tiers(device=2 * SIZE)
     put(store, "a", "b", "c")
-    assert store.statement() == {"device": 2 * SIZE, "host": SIZE}
+    assert store.statement() == {"device": 2 * SIZE, "host": SIZE, "interim": 0}
 
 
 def test_a_value_comes_back_onto_the_device():
@@ -60,7 +60,7 @@ def test_a_value_comes_back_onto_the_device():
     put(store, "a", "b")
     for name in "ab":
         assert store.get(name.encode()) == Slab(name, "gpu")
-        assert store.statement() == {"device": SIZE, "host": SIZE}
+        assert store.statement() == {"device": SIZE, "host": SIZE, "interim": 0}
 
 
 def test_values_in_host_memory_lie_on_the_host():
@@ -144,7 +144,7 @@ def test_clearing_leaves_nothing(disk):
     store = tiers(device=SIZE, disk=disk)
     put(store, "a", "b", "c")
     store.clear()
-    assert store.statement() == {"device": 0, "host": 0, "disk": 0}
+    assert store.statement() == {"device": 0, "host": 0, "interim": 0, "disk": 0}
     assert b"a" not in store
 
 
