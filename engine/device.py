@@ -116,6 +116,7 @@ class Device(Host):
         if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
             raise ValueError(f"no device {name!r} here: expected cpu{_cuda_names()}")
         self.name = "cuda:0" if name == "cuda" else name
+        self._paced: torch.cuda.Event | None = None
         if name == "cpu":
             heap.keep()
 
@@ -128,6 +129,14 @@ class Device(Host):
         """Wait for the device, so that seconds mean something."""
         if self.name != "cpu":
             torch.cuda.synchronize(self.name)
+
+    def pace(self) -> None:
+        """Wait until the device has done all but what it was given since the last time: it stays busy meanwhile."""
+        if self.name != "cpu":
+            last, self._paced = self._paced, torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._paced.record(torch.cuda.current_stream(self.name))
+            if last is not None:
+                last.synchronize()
 
     def out_of_memory(self, error: BaseException) -> bool:
         """Whether memory ran out."""

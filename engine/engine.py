@@ -175,15 +175,24 @@ class Engine:
             raise RunFailed(result.failures)
         return result
 
-    def together(self, orders: Sequence[Order], done: Callable[[int, Outcome], None]) -> None:
+    def together(
+        self,
+        orders: Sequence[Order],
+        done: Callable[[int, Outcome], None],
+        more: Callable[[], Sequence[Order]] = lambda: (),
+    ) -> None:
         """Run many graphs side by side: what several of them need runs once, and fusible nodes share their calls.
 
         `done` gets each order's index and result as soon as it is complete, in whatever order that is: a Result, which
         may have failures, or the GraphError, FileChanged or Cancelled that ended it. Every order keeps its own listener
         and token; one that fails or is cancelled leaves the others alone.
+
+        `more` gives the orders that have come since, counted on from the last index, without waiting for any. It is
+        asked before each round of fusible calls, which those of the late orders then join, but not while such calls of
+        another kind wait: they are not to wait for ever.
         """
         with self._turn:
-            Session(self, orders, done).run()
+            Session(self, orders, done, more).run()
 
     def recall(self, graph: Graph, outputs: Sequence[str] | None = None, *, timeout: float = -1) -> Result | None:
         """The result of a graph of which nothing has to run, even while another one runs; None where something has to.
@@ -377,11 +386,19 @@ class Engine:
 class Session:
     """One turn of the engine: orders taken on together, each from its plan to its outcome."""
 
-    def __init__(self, engine: Engine, orders: Sequence[Order], done: Callable[[int, Outcome], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        orders: Sequence[Order],
+        done: Callable[[int, Outcome], None],
+        more: Callable[[], Sequence[Order]],
+    ) -> None:
         self._engine = engine
         self._orders = orders
         self._done = done
-        self._loop = Loop(engine._resources, engine._aside)
+        self._more = more
+        self._count = 0
+        self._loop = Loop(engine._resources, engine._aside, self._take_on)
         self._open: dict[int, _Story] = {}
 
     def run(self) -> None:
@@ -389,13 +406,25 @@ class Session:
         engine = self._engine
         with engine._lock:
             try:
-                for index, order in enumerate(self._orders):
-                    self._begin(index, order)
+                self._begin_all(self._orders)
                 while (run := self._loop.advance()) is not None:
                     self._end(next(index for index, story in self._open.items() if story.run is run))
             finally:
+                self._loop.close()
                 for story in self._open.values():
                     story.conclude()
+
+    def _take_on(self) -> bool:
+        """Begin with what has come since; whether there was anything."""
+        with self._engine._aside():
+            orders = self._more()
+        self._begin_all(orders)
+        return bool(orders)
+
+    def _begin_all(self, orders: Sequence[Order]) -> None:
+        for order in orders:
+            self._count += 1
+            self._begin(self._count - 1, order)
 
     def _begin(self, index: int, order: Order) -> None:
         try:

@@ -15,7 +15,8 @@ CalotypeError
 │   ├── BadDefault              a default that its own constraints refuse
 │   ├── MissingReturn           no return annotation
 │   ├── UnsupportedReturn       returns neither a socket nor a NamedTuple of sockets
-│   └── BadGatherer             gathers=True without the parameters that a grid needs
+│   ├── BadGatherer             gathers=True without the parameters that a grid needs
+│   └── BadCompanion            many is no generator function
 ├── RegistryError               two definitions or sockets claim one name
 ├── GraphError                  a graph document is refused: all problems at once
 ├── FileError                   a file parameter names nothing that may be read
@@ -98,6 +99,10 @@ class UnsupportedReturn(DefinitionError):
 
 class BadGatherer(DefinitionError):
     """A gathering node takes one list of sockets and the parameters columns, x_labels, y_labels."""
+
+
+class BadCompanion(DefinitionError):
+    """`many` is not a generator function."""
 
 
 class RegistryError(CalotypeError):

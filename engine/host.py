@@ -26,6 +26,9 @@ class Host:
     def sync(self) -> None:
         """Wait for the device, so that seconds mean something."""
 
+    def pace(self) -> None:
+        """Wait until the device has done all but what it was given since the last time."""
+
     def out_of_memory(self, error: BaseException) -> bool:
         """Whether memory ran out."""
         return isinstance(error, MemoryError)

@@ -12,7 +12,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
@@ -24,8 +24,13 @@ from engine.socket import Socket
 
 F = TypeVar("F", bound=Callable[..., Any])
 Arguments = Mapping[str, Any]
-Many = Callable[[Sequence[Arguments]], Sequence[Any]]
-"""Companion of a node: the same function over a list of argument sets. An item of the result may be an exception."""
+Rounds = Generator[Mapping[int, Any], Sequence[Arguments], None]
+"""Calls on their way. Each round gives what is finished: by the number of the call, its result or what it met instead.
+
+Calls are numbered in the order in which they come, from 0. Those that come between two rounds are what `yield` returns.
+"""
+Many = Callable[[Sequence[Arguments]], Rounds]
+"""Companion of a node, a generator function: the same function over several argument sets at once, round by round."""
 
 Outputs = Mapping[str, type[Socket]]
 """Ports and what they carry, in order."""
@@ -98,7 +103,7 @@ class NodeDef:
 def node(type_: str, *, version: int, many: Many | None = None, gathers: bool = False) -> Callable[[F], F]:
     """Make a function a node called `type_`. `version` is part of every key: raise it when the results change.
 
-    `many` is the companion that runs several pending calls at once. `gathers` marks the node that a sweep uses to put
+    `many` is the companion that makes several pending calls at once. `gathers` marks the node that a sweep uses to put
     its cells on one sheet. Each misuse raises its own subclass of DefinitionError.
     """
 
@@ -142,6 +147,7 @@ def read(
     outputs, named = _outputs(hints, type_)
     made = NodeDef(type_, version, function, inputs, params, outputs, named, context, many, gathers)
     _check_gatherer(made)
+    _check_companion(made)
     return made
 
 
@@ -247,4 +253,12 @@ def _check_gatherer(made: NodeDef) -> None:
         raise errors.BadGatherer(
             f"{made.type}: a gatherer takes one `tuple[T, ...]`, the parameters columns, x_labels and y_labels, "
             "and returns one socket"
+        )
+
+
+def _check_companion(made: NodeDef) -> None:
+    if made.many is not None and not inspect.isgeneratorfunction(made.many):
+        raise errors.BadCompanion(
+            f"{made.type}: many is {made.many!r}, expected a generator function, which takes a list of argument sets "
+            "and yields results by number, round by round"
         )

@@ -25,6 +25,8 @@ from engine.store import Store
 from engine.trace import Record, Records, Trace, Traces
 
 Listener = Callable[[Event], None]
+Kind = tuple[str, tuple[Digest | None, ...]]
+"""What steps have in common that are called together: the type of the node, and the models that it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,10 @@ class Run:
     def __post_init__(self) -> None:
         """Nothing has happened yet."""
         self.values: dict[str, Socket] = {}
-        self.postponed: list[int] = []
+        self.postponed: dict[int, Kind] = {}
+        """Steps that are ready, and wait to be called together with others of their kind."""
+        self.flying: set[int] = set()
+        """Steps that are being called."""
         self.shared: set[int] = set()
         self.ended: BaseException | None = None
         """Cancelled or FileChanged, where that ended the run."""
@@ -101,8 +106,8 @@ class Run:
 
     @property
     def idle(self) -> bool:
-        """Nothing can run at present: everything is done, or waits for something that failed."""
-        return not self.survey.ready and not self.postponed
+        """Nothing runs or can run at present: everything is done, or waits for something that failed."""
+        return not self.survey.ready and not self.postponed and not self.flying
 
     def advance(self, *, company: bool) -> "Call | None":
         """The next call that has to run now; None where there is none, or what is left may be fused.
@@ -115,7 +120,7 @@ class Run:
             if company and self.take(position):
                 continue
             if self._may_fuse(position):
-                self.postponed.append(position)
+                self.postponed[position] = self._kind(position)
             elif (call := self.call(position)) is not None:
                 return call
         return None
@@ -206,8 +211,8 @@ class Run:
         assert key is not None
         return key
 
-    def kind(self, position: int) -> tuple[str, tuple[Digest | None, ...]]:
-        """What steps have in common that are called together: the type of the node, and the models that it is given."""
+    def _kind(self, position: int) -> "Kind":
+        """The type of the node, and the models that it is given."""
         step = self._step(position)
         entries = ((step.definition.inputs.get(source.name), source) for source in step.sources)
         models = [source for entry, source in entries if entry is not None and issubclass(entry.socket, ModelRef)]
@@ -215,10 +220,13 @@ class Run:
 
     def again(self, position: int) -> None:
         """A step that was taken up did not run; it is ready still."""
+        self.postponed.pop(position, None)
+        self.flying.discard(position)
         heapq.heappush(self.survey.ready, -position)
 
     def call(self, position: int) -> "Call | None":
         """Everything one call needs; None where a value has to be made again first, or a literal is refused."""
+        self.postponed.pop(position, None)
         step = self._step(position)
         values: dict[Digest, Socket] = {}
         for identity in self.survey.sources(position):
@@ -240,6 +248,7 @@ class Run:
         if step.definition.context:
             arguments[step.definition.context] = context
         inputs = {name: stamps for name in step.definition.inputs if (stamps := _stamps(arguments.get(name)))}
+        self.flying.add(position)
         return Call(self, position, step, mark.reason, arguments, context, inputs)
 
     def _arguments(self, step: Step, values: Mapping[Digest, Socket], files: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,8 +299,9 @@ class Run:
             interim=Interim.of(step.definition, self.survey.numerics, self.resources.store, self.resources.lock),
         )
 
-    def settle(self, call: "Call", result: Any, seconds: float) -> None:
+    def settle(self, call: "Call", result: Any) -> None:
         """Take what a call gave, or the exception in its place. Raises Cancelled and FileChanged."""
+        self.flying.discard(call.position)
         warnings = self._warned[call.position] = tuple(call.context.warnings)
         self._resumed[call.position] = call.context.resumed
         try:
@@ -305,16 +315,16 @@ class Run:
             raise
         except Exception as error:  # noqa: BLE001  of the node, whatever it is
             self._tell_warnings(call.step.id, warnings)
-            self._fail(call.position, error, seconds)
+            self._fail(call.position, error, call.seconds)
             return
         mark = self.survey.marks[call.position]
         assert mark.key is not None
-        cost = max(seconds - call.context.loading, 0.0) + call.context.spared
+        cost = call.cost + call.context.spared
         self.resources.traces.put(mark.key, Trace(ids, cost, warnings))
         for identity, value in zip(ids, outputs, strict=True):
             self._touched.add(identity)
             self._keep(identity, value, cost)
-        self.ran[call.position] = seconds
+        self.ran[call.position] = call.seconds
         self.survey.finish(call.position, ids)
         for identity in ids:
             self.resources.store.unpin(identity)
@@ -322,7 +332,7 @@ class Run:
         step = call.step
         self._tell_warnings(step.id, warnings)
         reason = told(call.reason, call.context.resumed)
-        self.listener(NodeFinished(self.id, step.id, step.definition.type, Outcome.RAN, reason, seconds))
+        self.listener(NodeFinished(self.id, step.id, step.definition.type, Outcome.RAN, reason, call.seconds))
 
     def _keep(self, identity: Digest, value: Socket, seconds: float) -> None:
         """On the device, and pinned until the survey has said who waits for it: it is not evicted in between."""
@@ -416,7 +426,7 @@ class Run:
         return self.survey.program.steps[position]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """One call of a node: the run that it belongs to, its step, and everything that the function takes."""
 
@@ -427,6 +437,15 @@ class Call:
     arguments: dict[str, Any]
     context: Context
     stamps: Mapping[str, tuple[Any, ...]]
+    seconds: float = 0.0
+    """What it took so far."""
+    cost: float = 0.0
+    """What this attempt took of them, but for loading models."""
+
+    def again(self, *, scarce: bool) -> None:
+        """Memory ran out: it is made once more."""
+        self.context.again(scarce=scarce)
+        self.cost = 0.0
 
 
 def told(reason: str, resumed: tuple[int, int]) -> str:

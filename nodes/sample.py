@@ -7,16 +7,16 @@ from functools import partial
 from itertools import count
 from math import sqrt
 from time import perf_counter
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import torch
 from annotated_types import Ge, Le
 
 from engine.context import Context
 from engine.errors import Cancelled
-from engine.node import node
-from nodes.diffusion.denoise import Denoiser, grouped
-from nodes.diffusion.drive import Result, Run, drive
+from engine.node import Arguments, Rounds, node
+from nodes.diffusion.denoise import Denoiser
+from nodes.diffusion.drive import Result, Run, drive, lockstep
 from nodes.diffusion.guidance import Guidance, Question, guided
 from nodes.diffusion.noise import Streams, brownian
 from nodes.diffusion.sampler import SAMPLERS, evaluations
@@ -141,32 +141,27 @@ class _Call:
     leftover: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Asked:
     """What a call asks of its model."""
 
     call: _Call
-    model: UnetModel
     question: Question
+    seconds: float = 0.0
+    """Its share of what the answers of its round took."""
 
 
 _Run: TypeAlias = Run[_Asked, Result]
 
 
-def sample_many(calls: Sequence[Mapping[str, Any]]) -> list[Latent | BaseException]:
-    """Several calls of `sample`: those of one model in lockstep, sharing UNet calls, whatever else differs.
+def sample_many(calls: Sequence[Arguments]) -> Rounds:
+    """Several calls of `sample` with one model, in lockstep: they share UNet calls, whatever else differs.
 
-    One model is brought to its end before the next is loaded, so that a small memory need not hold two. What a call
-    meets, its cancellation included, stands in its place, and the others go on. What a UNet call raises ends them all
-    and passes through.
+    Others join between two rounds. What a call meets, its cancellation included, stands in its place, and the others go
+    on. What a UNet call raises ends them all and passes through.
     """
-    results: dict[int, Latent | BaseException] = {}
-    for alike in grouped(range(len(calls)), lambda position: calls[position]["unet"]):
-        together = [_Call(**calls[position]) for position in alike]
-        results.update(zip(alike, drive(list(map(_sampled, together)), _answer), strict=True))
-        for call in together:
-            call.context.release()
-    return [results[position] for position in range(len(calls))]
+    answer = _Answering(_Call(**calls[0]))
+    yield from lockstep(calls, answer, lambda arguments: _sampled(_Call(**arguments)))
 
 
 @node("sample", version=6, many=sample_many)
@@ -236,19 +231,33 @@ def sample(
         last=last,
         leftover=leftover,
     )
-    [result] = drive([_sampled(call)], _answer)
+    [result] = drive([_sampled(call)], _Answering(call))
     if isinstance(result, BaseException):
         raise result
     return result
 
 
-def _answer(asked: Sequence[_Asked]) -> list[Predicted]:
-    """Answer the questions of calls of one model; the first of them keeps count."""
-    first = asked[0]
-    counted = partial(first.call.context.measure, "unet_calls")
-    batch = 1 if any(each.call.context.scarce for each in asked) else None
-    denoiser = Denoiser(first.model.unet, first.model.table, batch, called=counted)
-    return denoiser([each.question for each in asked])
+class _Answering:
+    """Answers the questions of calls of one model, round by round; the first that takes part in one counts for all."""
+
+    def __init__(self, call: _Call) -> None:
+        """Any call of that model will do."""
+        model = call.context.model(call.unet)
+        self._context = call.context
+        batch, steady = 1 if call.context.scarce else None, call.context.exact
+        self._denoiser = Denoiser(model.unet, model.table, batch, called=self._count, steady=steady)
+
+    def __call__(self, asked: Sequence[_Asked]) -> list[Predicted]:
+        self._context = asked[0].call.context
+        began = perf_counter()
+        answers = self._denoiser([each.question for each in asked])
+        share = (perf_counter() - began) / len(asked)
+        for each in asked:
+            each.seconds = share
+        return answers
+
+    def _count(self, latents: int) -> None:
+        self._context.measure("unet_calls", latents)
 
 
 def _sampled(call: _Call) -> _Run[Latent | BaseException]:
@@ -291,7 +300,7 @@ def _sampling(call: _Call, model: UnetModel) -> _Run[torch.Tensor]:
             guided(steps, guidance, call.steps * sampler.asks, call.first * sampler.asks, finished=sigmas[-1] == 0)
         ) as run,
     ):
-        return (yield from _reported(run, total, call, model, trail))
+        return (yield from _reported(run, total, call, trail))
 
 
 def _guidance(call: _Call, start: torch.Tensor, model: UnetModel) -> Guidance:
@@ -429,7 +438,7 @@ def _alone(control: Control, row: slice) -> Control:
 
 
 def _reported(
-    run: Generator[Question, Predicted, torch.Tensor], total: int, call: _Call, model: UnetModel, trail: Trail
+    run: Generator[Question, Predicted, torch.Tensor], total: int, call: _Call, trail: Trail
 ) -> _Run[torch.Tensor]:
     """Tell the call's context of every answer, recalled or not: there it may be cancelled, and shown."""
     call.context.progress(0, total)
@@ -438,9 +447,8 @@ def _reported(
         for done in count(1):
             answer = trail.recall(question)
             if answer is None:
-                began = perf_counter()
-                answer = yield _Asked(call, model, question)
-                trail.keep(question, answer, perf_counter() - began)
+                answer = yield (asked := _Asked(call, question))
+                trail.keep(question, answer, asked.seconds)
             call.context.progress(min(done, total), total, partial(_picture, call, answer.guided))
             question = run.send(answer)
     except StopIteration as end:

@@ -435,9 +435,14 @@ def compare_nested(house, graph, number):
 
 
 def compare_together(house, sketch, numbers):
-    """Several variants of a graph at once, one of which may be cancelled on its way; then each of them recalled."""
-    graphs = [variant(sketch.document(number), number) for number in (*numbers, sum(numbers))]
-    token, left, outcomes = CancelToken(), [numbers[0] % 6], {}
+    """Several variants of a graph at once, the last of which come while others run; then each of them recalled.
+
+    One may be cancelled on its way.
+    """
+    chosen = (*numbers, sum(numbers), 2 * sum(numbers) + 1)
+    graphs = [scaled(sketch, variant(sketch.document(number), number), number) for number in chosen]
+    cancelled, punctual = numbers[0] % 5, 1 + numbers[1] % 4
+    token, left, outcomes = CancelToken(), [numbers[2] % 6], {}
 
     def listener(event):
         if isinstance(event, NodeStarted):
@@ -446,16 +451,30 @@ def compare_together(house, sketch, numbers):
                 token.cancel()
 
     orders = [Order(graph) for graph in graphs]
-    orders[0] = Order(graphs[0], listener=listener, token=token)
-    house.engine.together(orders, outcomes.__setitem__)
-    assert outcomes.keys() == set(range(len(graphs)))
-    for index, graph in enumerate(graphs):
-        if index == 0 and isinstance(outcomes[0], Cancelled):
+    orders[cancelled] = Order(graphs[cancelled], listener=listener, token=token)
+    late = iter(orders[punctual:])
+    house.engine.together(orders[:punctual], outcomes.__setitem__, lambda: list(itertools.islice(late, 1)))
+    assert outcomes.keys() == set(range(len(graphs) - len(list(late))))
+    for index, graph in enumerate(graphs[: len(outcomes)]):
+        if index == cancelled and isinstance(outcomes[index], Cancelled):
             continue
         expected = from_scratch(graph, house.folder)
         assert dict(outcomes[index].outputs) == expected
         recalled = house.engine.recall(graph)
         assert recalled is None or dict(recalled.outputs) == expected
+
+
+def scaled(sketch, graph, number):
+    """The graph with something in it that may be on its way together with others."""
+    waves = sketch.offers(Wave, sketch.nodes)
+    if not waves:
+        return graph
+    document = graph.dump()
+    document["nodes"]["by"] = {"type": "toy.number", "params": {"value": number % 5}}
+    links = {"by": "by.out", "wave": waves[number % len(waves)]}
+    document["nodes"]["scaled"] = {"type": "toy.scale", "inputs": links}
+    document["outputs"]["scaled"] = "scaled.out"
+    return Graph.parse(document)
 
 
 def recall_again(house, graph, number):

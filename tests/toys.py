@@ -22,7 +22,7 @@ LOG: list[str] = []
 
 
 GROUPS: list[int] = []
-"""How many calls of `toy.scale` were made together, each time there were several."""
+"""How many calls of `toy.scale` were on their way together, round by round."""
 
 
 def mixed(*parts):
@@ -185,9 +185,16 @@ def grid(blobs: tuple[Blob, ...], columns: int, x_labels: list[str], y_labels: l
 
 
 def scale_many(calls):
-    """Several calls of `toy.scale` in one."""
-    GROUPS.append(len(calls))
-    return [scale(**call) for call in calls]
+    """Calls of `toy.scale`, each of one to three rounds, by the number that it scales by; others may join."""
+    flying, count = {}, 0
+    while calls or flying:
+        flying |= {number: [call, 1 + int(call["by"].value) % 3] for number, call in enumerate(calls, count)}
+        count += len(calls)
+        GROUPS.append(len(flying))
+        for waiting in flying.values():
+            waiting[1] -= 1
+        over = [number for number, (_, left) in flying.items() if not left]
+        calls = yield {number: scale(**flying.pop(number)[0]) for number in over}
 
 
 @node("toy.scale", version=1, many=scale_many)

@@ -350,6 +350,11 @@ class TestMisuse:
     def test_bad_gatherer(self, hints):
         assert "clay.bad" in refused(errors.BadGatherer, annotated(**hints), gathers=True)
 
+    @pytest.mark.parametrize("many", [list, iter, annotated(clay=Clay), 7])
+    def test_bad_companion(self, many):
+        message = refused(errors.BadCompanion, annotated(clay=Clay), many=many)
+        assert message.startswith(f"clay.bad: many is {many!r}, expected a generator function")
+
     def test_a_gatherer_with_named_outputs(self):
         function = annotated(clays=tuple[Clay, ...], **LABELS)
         function.__annotations__["return"] = Halves

@@ -706,12 +706,13 @@ class TestFusion:
             groups.append([call["seed"] for call in calls])
             if len(calls) > 4:
                 raise MemoryError
-            return [ValueError("odd one out") if call["seed"] == 13 else toys.Wave(f"{call['seed']}") for call in calls]
+            odd = ValueError("odd one out")
+            yield {i: odd if call["seed"] == 13 else toys.Wave(f"{call['seed']}") for i, call in enumerate(calls)}
 
         @node("toy.sample", version=1, many=many)
         def sample(wave: Wave, seed: int) -> Wave:
             """May be fused."""
-            groups.append([seed])
+            groups.append(seed)
             return toys.Wave(f"{seed}")
 
         return sample
@@ -735,7 +736,7 @@ class TestFusion:
 
     def test_exact_mode_never_fuses(self, pack, groups):
         engine(pack, exact=True).run(self.cells([1, 2, 3]))
-        assert sorted(groups) == [[1], [2], [3]]
+        assert sorted(groups) == [1, 2, 3]
 
     def test_a_failing_member_does_not_take_the_others_with_it(self, pack):
         result = engine(pack).run(self.cells([1, 13, 2]), check=False)
@@ -751,20 +752,21 @@ class TestFusion:
         groups = []
 
         def many(calls):
-            groups.append([call["seed"] for call in calls])
-            raise MemoryError
+            scarce = [call["context"].scarce for call in calls]
+            groups.append(([call["seed"] for call in calls], *scarce))
+            if len(calls) > 1 or (calls[0]["seed"] == 1 and not scarce[0]):
+                raise MemoryError
+            yield {0: toys.Wave(f"{calls[0]['seed']}")}
 
         @node("toy.sample", version=1, many=many)
         def sample(wave: Wave, seed: int, context: Context) -> Wave:
             """One fits in pieces, the other as a whole."""
-            groups.append((seed, context.scarce))
-            if seed == 1 and not context.scarce:
-                raise MemoryError
-            return toys.Wave(f"{seed}")
+            raise AssertionError("calls that may be fused are made by the companion")
 
         result = engine(sample).run(self.cells([1, 2]))
         assert len(result.outputs) == 2
-        assert groups == [[1, 2], [1, 2], (1, False), (1, False), (1, True), (2, False)]
+        both = ([1, 2], False, False)
+        assert groups == [both, both, ([1], False), ([1], False), ([1], True), ([2], False)]
 
 
 def test_bound_arguments_are_known_by_content():

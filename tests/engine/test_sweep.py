@@ -608,7 +608,7 @@ GROUPS = []
 def inscribe_many(calls):
     """Several calls in one."""
     GROUPS.append([call["model"].name for call in calls])
-    return [inscribe(**call) for call in calls]
+    yield {number: inscribe(**call) for number, call in enumerate(calls)}
 
 
 @node("toy.inscribe", version=1, many=inscribe_many)

@@ -154,7 +154,7 @@ def test_calls_that_are_made_together_warn_each_for_itself():
     def many(calls):
         for call in calls[1:]:
             call["context"].warn(f"seed {call['seed']}")
-        return [Blob(f"{call['seed']}") for call in calls]
+        yield {number: Blob(f"{call['seed']}") for number, call in enumerate(calls)}
 
     @node("toy.several", version=1, many=many)
     def several(context: Context, seed: int) -> Blob:

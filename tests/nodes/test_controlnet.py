@@ -7,13 +7,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from company import together
 from pipelines import SEED, SIZE, STEPS, XL, Nodes, controlnet, error, levels, plain, xl
 
 from nodes import controlnet as nets
 from nodes import mask, noise
 from nodes.diffusion.noise import draw
 from nodes.files import ControlNetFile
-from nodes.sample import sample_many
 from nodes.types import Image
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers and numpy 2
@@ -166,11 +166,11 @@ def test_calls_with_and_without_controlnets_share_unet_calls(nodes, parts, words
         "schedule": "karras",
     }
     calls = [call | {"control": each, "noise": noise.seeded(seed=SEED + n)} for n, each in enumerate(controls)]
-    together = sample_many(calls)
-    alone = [sample_many([each])[0] for each in calls]
-    for one, other in zip(together, alone, strict=True):
+    made = together(calls)
+    alone = [together([each])[0] for each in calls]
+    for one, other in zip(made, alone, strict=True):
         assert error(one.data, other.data) < 1e-4
-    assert error(together[1].data, together[3].data) > 1e-3
+    assert error(made[1].data, made[3].data) > 1e-3
 
 
 def test_a_picture_of_another_size_is_stretched(nodes, parts, words, applied, picture):

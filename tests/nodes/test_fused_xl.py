@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from company import together
 from pipelines import SEED, SIZE, Nodes, error, photograph, xl
 
 from nodes import conditioning, mask, noise, options
-from nodes.sample import sample_many
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers and numpy 2
 LONG = "a fox in the snow BREAK under a tree"
@@ -78,31 +78,31 @@ def counted(nodes, parts):
 
 
 def test_together_is_what_each_gives_alone(calls, counted):
-    together = sample_many(calls)
+    all_made = together(calls)
     shared = len(counted)
-    for number, (call, made) in enumerate(zip(calls, together, strict=True)):
-        [alone] = sample_many([call])
+    for number, (call, made) in enumerate(zip(calls, all_made, strict=True)):
+        [alone] = together([call])
         assert not isinstance(made, BaseException), (number, made)
         assert error(made.data, alone.data) < 1e-4, number
     assert shared < (len(counted) - shared) / 2
 
 
 def test_the_order_of_calls_does_not_matter(calls):
-    forwards, backwards = sample_many(calls), sample_many(calls[::-1])[::-1]
+    forwards, backwards = together(calls), together(calls[::-1])[::-1]
     for one, other in zip(forwards, backwards, strict=True):
         assert error(one.data, other.data) < 1e-4
 
 
 def test_each_call_has_a_picture_of_its_own(calls):
-    made = [each.data[:1, :, :8, :8] for each in sample_many(calls)]
+    made = [each.data[:1, :, :8, :8] for each in together(calls)]
     assert all(error(one, other) > 1e-3 for one in made for other in made if one is not other)
 
 
 def test_what_one_call_meets_leaves_the_others_alone(nodes, parts, calls):
     broken = calls[0] | {"positive": conditioning.zero(calls[0]["positive"]), "negative": None}
-    first, failed, last = sample_many([calls[1], broken, calls[3]])
+    first, failed, last = together([calls[1], broken, calls[3]])
     assert isinstance(failed, ValueError)
     assert "link `negative`, or set cfg to 1" in str(failed)
     for made, call in ((first, calls[1]), (last, calls[3])):
-        assert error(made.data, sample_many([call])[0].data) < 1e-4
+        assert error(made.data, together([call])[0].data) < 1e-4
     assert torch.isfinite(last.data).all()

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
+from company import together
 
 import pocket
 from engine.context import Context
@@ -15,7 +16,7 @@ from nodes.diffusion.schedule import SCHEDULES, karras
 from nodes.diffusion.table import NoiseSchedule
 from nodes.noise import streams
 from nodes.options import keywords, options
-from nodes.sample import SamplerName, ScheduleName, sample, sample_many
+from nodes.sample import SamplerName, ScheduleName, sample
 from nodes.types import Latent, Noise, SampleOptions
 
 OTHERS = sorted({*SAMPLERS} - {"dpm_adaptive"})
@@ -86,7 +87,7 @@ def test_a_picture_of_a_batch_is_the_picture_made_alone(name, call):
 
 def test_every_sampler_comes_out_in_company_as_alone(call):
     calls = [call(sampler=name) for name in OTHERS]
-    for name, result in zip(OTHERS, sample_many(calls), strict=True):
+    for name, result in zip(OTHERS, together(calls), strict=True):
         assert_alike(result.data, sample(**call(sampler=name)).data)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from company import together
 from PIL import ImageFilter
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +20,7 @@ from nodes import inpaint, mask, model, text, vae
 from nodes.diffusion.schedule import NoiseSchedule, karras
 from nodes.diffusion.soft import changed
 from nodes.repaint import conditioning, soft, soft_overlay
-from nodes.sample import sample, sample_many
+from nodes.sample import sample
 from nodes.types import Image, InpaintConditioning, Latent, Mask, Noise
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers and numpy 2
@@ -222,11 +223,11 @@ class TestInpaintingModels:
             call(inpaint=seen, context=counting),
             call(inpaint=other, steps=4, noise=Noise((1, 2)), mask=area, sampler="heun"),
         ]
-        together = sample_many(calls)
+        made = together(calls)
         assert taken == [("unet_calls", 6)] * 3
-        for result, arguments in zip(together, calls, strict=True):
+        for result, arguments in zip(made, calls, strict=True):
             assert_alike(result.data, sample(**arguments).data)
-        assert not torch.allclose(together[0].data, sample(**call(inpaint=other)).data, atol=1e-2)
+        assert not torch.allclose(made[0].data, sample(**call(inpaint=other)).data, atol=1e-2)
 
 
 @pytest.fixture

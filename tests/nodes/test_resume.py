@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from company import together
 from standins import DEPTH, LINES, PATCHED, PLAIN, TABLE, House, words
 
 from engine.errors import Cancelled
@@ -15,7 +16,7 @@ from nodes.diffusion.sampler import SAMPLERS
 from nodes.diffusion.schedule import SCHEDULES, plan
 from nodes.diffusion.scope import Scope
 from nodes.resume import Answered, content
-from nodes.sample import sample, sample_many
+from nodes.sample import sample
 from nodes.types import Conditioning, Control, Hint, Latent, Noise, SampleOptions
 
 START = Latent(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)))
@@ -264,16 +265,16 @@ class TestCompany:
         first, second = (arguments(positive=edited(1, other), context=house.context()) for other in (3, 4))
         sample(**first)
         house.counted()
-        together = sample_many([first, second, arguments(positive=said(5), context=house.context())])
+        made = together([first, second, arguments(positive=said(5), context=house.context())])
         assert house.counted() == (8, 8 + 5)
-        assert [type(one) for one in together] == [Latent] * 3
-        for given, found in zip((first, second), together, strict=False):
+        assert [type(one) for one in made] == [Latent] * 3
+        for given, found in zip((first, second), made, strict=False):
             alone = sample(**{**given, "context": House().context(remembers=False)})
             torch.testing.assert_close(found.data, alone.data, rtol=0, atol=1e-4)
 
     def test_what_is_kept_holds_no_memory_of_its_company(self, house):
         calls = [arguments(cfg=1.0, noise=Noise((seed,)), context=house.context()) for seed in range(4)]
-        sample_many(calls)
+        together(calls)
         kept = house.store._interim.values.values()
         assert len(kept) == 4 * STEPS
         for value in kept:

@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from company import rounds, together
 
 import graphs
 import pocket
@@ -16,8 +17,8 @@ from engine.errors import Cancelled
 from engine.file import Files, ModelFile
 from engine.models import ModelPool
 from nodes import image, mask, model, noise, repaint, text, vae
-from nodes.sample import sample, sample_many
-from nodes.types import Colours, Conditioning, Image, Latent, Mask, Noise, Unet, UnetModel
+from nodes.sample import sample
+from nodes.types import Colours, Conditioning, Control, ControlNet, Hint, Image, Latent, Mask, Noise, UnetModel
 
 PHOTO = Path(graphs.__file__).parent / "inputs" / "fox.png"
 DEFAULTS = {"steps": 3, "cfg": 1.0, "denoise": 0.75, "sampler": "euler", "schedule": "karras"}
@@ -124,25 +125,25 @@ def repainted(call, prompts, parts, pool):
     ]
 
 
-def assert_alike(together, alone):
-    assert ((together.data - alone.data).norm() / alone.data.norm()).item() < 1e-4
+def assert_alike(made, alone):
+    assert ((made.data - alone.data).norm() / alone.data.norm()).item() < 1e-4
 
 
 def test_a_call_in_company_comes_out_as_alone(varied):
-    for together, arguments in zip(sample_many(varied), varied, strict=True):
-        together.check()
-        assert_alike(together, sample(**arguments))
+    for made, arguments in zip(together(varied), varied, strict=True):
+        made.check()
+        assert_alike(made, sample(**arguments))
 
 
 def test_a_call_made_through_the_companion_alone_is_the_call_itself_bit_by_bit(varied):
     for arguments in varied:
-        assert torch.equal(sample_many([arguments])[0].data, sample(**arguments).data)
+        assert torch.equal(together([arguments])[0].data, sample(**arguments).data)
 
 
 def test_calls_that_keep_and_say_things_differently_come_out_as_alone(repainted):
-    for together, arguments in zip(sample_many(repainted), repainted, strict=True):
-        together.check()
-        assert_alike(together, sample(**arguments))
+    for made, arguments in zip(together(repainted), repainted, strict=True):
+        made.check()
+        assert_alike(made, sample(**arguments))
 
 
 @dataclass
@@ -261,12 +262,8 @@ class TestGreyMasks:
 
 def test_no_result_keeps_the_memory_of_its_company(call):
     """The last answer that this sampler gets, a part of what a UNet call gave, is its result."""
-    for result in sample_many([call(sampler="dpmpp_2m"), call(sampler="dpmpp_2m", noise=noise.seeded(2, 2))]):
+    for result in together([call(sampler="dpmpp_2m"), call(sampler="dpmpp_2m", noise=noise.seeded(2, 2))]):
         assert result.nbytes() == result.data.nbytes
-
-
-def test_no_calls_have_no_results():
-    assert sample_many([]) == []
 
 
 def test_where_memory_is_scarce_a_unet_call_takes_one_latent_at_a_time(call, pool, prompts):
@@ -281,7 +278,7 @@ def test_where_memory_is_scarce_a_unet_call_takes_one_latent_at_a_time(call, poo
 
 def test_calls_share_unet_calls_whatever_their_steps_and_the_first_that_took_part_counts(call, pool):
     first, second = Witness(pool), Witness(pool)
-    sample_many(
+    together(
         [
             call(witness=first, steps=2),
             call(witness=second, steps=3, noise=noise.seeded(7, 2), sampler="dpmpp_2m"),
@@ -300,17 +297,59 @@ def test_a_call_alone_counts_both_sides_of_its_guidance(call, prompts, pool):
 def test_every_call_reports_its_own_steps_and_no_more(call, pool):
     witnesses = [Witness(pool) for _ in range(3)]
     plans = [{"steps": 2}, {"steps": 4, "sampler": "heun"}, {"steps": 3, "denoise": 0.0}]
-    sample_many([call(witness=witness, **plan) for witness, plan in zip(witnesses, plans, strict=True)])
+    together([call(witness=witness, **plan) for witness, plan in zip(witnesses, plans, strict=True)])
     assert witnesses[0].steps == [(0, 2), (1, 2), (2, 2)]
     assert witnesses[1].steps == [(done, 7) for done in range(8)]
     assert witnesses[2].steps == []
+
+
+class TestNewcomers:
+    def test_a_call_that_comes_later_takes_part_from_then_on_and_is_finished_when_its_own_steps_are(self, call, pool):
+        first, second = Witness(pool), Witness(pool)
+        calls = [call(witness=first, steps=6), call(witness=second, steps=2, noise=noise.seeded(7, 2))]
+        finished = rounds(calls[:1], {2: calls[1:]})
+        assert [list(each) for each in finished] == [[], [], [], [1], [], [0]]
+        assert first.taken == [("unet_calls", latents) for latents in (1, 1, 3, 3, 1, 1)]
+        assert second.taken == []
+        assert first.steps == [(done, 6) for done in range(7)]
+        assert second.steps == [(done, 2) for done in range(3)]
+
+    def test_whoever_is_left_counts(self, call, pool):
+        first, second = Witness(pool), Witness(pool)
+        rounds([call(witness=first, steps=2)], {1: [call(witness=second, steps=3)]})
+        assert first.taken == [("unet_calls", 1), ("unet_calls", 2)]
+        assert second.taken == [("unet_calls", 1)] * 2
+
+    @pytest.mark.parametrize("plan", [{0: 1}, {0: 3, 1: 2, 4: 1}, {0: 2, 2: 4}])
+    def test_whenever_calls_come_they_come_out_as_alone(self, varied, plan):
+        left, late = list(varied), {}
+        for number, count in plan.items():
+            late[number], left = left[:count], left[count:]
+        late[3] = left
+        calls = [each for number in sorted(late) for each in late[number]]
+        for made, arguments in zip(together(late.pop(0), late), calls, strict=True):
+            made.check()
+            assert_alike(made, sample(**arguments))
+
+    def test_one_that_is_cancelled_leaves_those_that_were_there_where_they_are(self, call, pool):
+        witnesses = [Witness(pool), Witness(pool, until=1)]
+        calls = [call(witness=each, steps=5, noise=Noise((seed,))) for seed, each in enumerate(witnesses)]
+        finished = rounds(calls[:1], {2: calls[1:]})
+        assert isinstance(finished[3][1], Cancelled)
+        assert witnesses[0].taken == [("unet_calls", latents) for latents in (1, 1, 2, 2, 1)]
+        assert_alike(finished[4][0], sample(**call(steps=5, noise=Noise((0,)))))
+
+    def test_one_that_is_refused_is_finished_in_the_round_that_it_comes_for(self, call):
+        finished = rounds([call(steps=3)], {1: [call(cfg=7.0)]})
+        assert [list(each) for each in finished] == [[], [1], [0]]
+        assert isinstance(finished[1][1], ValueError)
 
 
 class TestWhatEndsAlone:
     def test_a_cancelled_call_within_one_step(self, call, pool):
         witnesses = [Witness(pool), Witness(pool, until=2), Witness(pool)]
         calls = [call(witness=each, steps=5, noise=Noise((seed,))) for seed, each in enumerate(witnesses)]
-        first, cancelled, last = sample_many(calls)
+        first, cancelled, last = together(calls)
         assert isinstance(cancelled, Cancelled)
         assert witnesses[1].steps == [(0, 5), (1, 5), (2, 5)]
         assert witnesses[0].taken == [("unet_calls", latents) for latents in (3, 3, 3, 2, 2)]
@@ -319,7 +358,7 @@ class TestWhatEndsAlone:
 
     def test_a_call_that_is_cancelled_before_its_first_step(self, call, pool):
         witnesses = [Witness(pool, until=0), Witness(pool)]
-        cancelled, finished = sample_many([call(witness=each) for each in witnesses])
+        cancelled, finished = together([call(witness=each) for each in witnesses])
         assert isinstance(cancelled, Cancelled)
         assert_alike(finished, sample(**call()))
         assert witnesses[0].taken == [("unet_calls", 2)]
@@ -327,7 +366,7 @@ class TestWhatEndsAlone:
 
     def test_all_calls_cancelled_make_no_unet_call_more(self, call, pool):
         witnesses = [Witness(pool, until=1), Witness(pool, until=1)]
-        results = sample_many([call(witness=each, steps=9) for each in witnesses])
+        results = together([call(witness=each, steps=9) for each in witnesses])
         assert [type(result) for result in results] == [Cancelled, Cancelled]
         assert witnesses[0].taken == [("unet_calls", 2), ("unet_calls", 2)]
 
@@ -342,7 +381,7 @@ class TestWhatEndsAlone:
         ],
     )
     def test_a_call_that_is_refused(self, call, wrong, message):
-        finished, refused = sample_many([call(), call(**wrong)])
+        finished, refused = together([call(), call(**wrong)])
         assert_alike(finished, sample(**call()))
         with pytest.raises(ValueError, match=message):
             raise refused
@@ -351,7 +390,7 @@ class TestWhatEndsAlone:
 
     def test_masks_that_are_neither_one_nor_as_many_as_the_pictures(self, call):
         areas = Mask(torch.full((3, 1, 64, 64), 255, dtype=torch.uint8))
-        finished, refused = sample_many([call(), call(noise=noise.seeded(1, 2), mask=areas)])
+        finished, refused = together([call(), call(noise=noise.seeded(1, 2), mask=areas)])
         assert isinstance(finished, Latent)
         with pytest.raises(ValueError, match="3 masks for 2 pictures; give one mask, or as many as pictures"):
             raise refused
@@ -360,13 +399,15 @@ class TestWhatEndsAlone:
         def raising(done, total, preview):
             raise ArithmeticError(f"{done} of {total}")
 
-        failed, finished = sample_many([call(context=Context(models=pool, listener=raising)), call()])
+        failed, finished = together([call(context=Context(models=pool, listener=raising)), call()])
         assert_alike(finished, sample(**call()))
         with pytest.raises(ArithmeticError, match="0 of 3"):
             raise failed
 
-    def test_a_call_whose_model_cannot_be_loaded(self, call, parts):
-        finished, failed = sample_many([call(), call(unet=Unet("00" * 32))])
+    def test_a_call_whose_control_cannot_be_loaded(self, call):
+        lines, nothing = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.zeros(0, 1, 1, 1, dtype=torch.uint8)
+        control = Control((Hint(ControlNet("00" * 32)),), (lines,), (nothing,))
+        finished, failed = together([call(), call(control=control)])
         assert_alike(finished, sample(**call()))
         assert isinstance(failed, Exception)
 
@@ -376,15 +417,12 @@ class Shelf:
     """Models by their references, instead of a pool."""
 
     models: dict
-    names: dict = field(default_factory=dict)
-    log: list = field(default_factory=list)
 
     def acquire(self, ref, place):
-        self.log.append(f"+{self.names.get(ref)}")
         return self.models[ref]
 
     def release(self, ref):
-        self.log.append(f"-{self.names.get(ref)}")
+        pass
 
 
 @dataclass
@@ -415,57 +453,17 @@ def fragile(pool, parts):
     """Give a UNet that stands no more than two latents, and contexts that know only this one."""
     real = Context(models=pool).model(parts.unet)
     unet = Fragile(real.unet, most=2)
-    return unet, Shelf({parts.unet: UnetModel(unet, real.table), Unet(parts.unet.digest, "float32"): real})
+    return unet, Shelf({parts.unet: UnetModel(unet, real.table)})
 
 
 def test_what_a_unet_call_raises_passes_for_all(call, fragile):
     unet, shelf = fragile
     unet.most = 0
     with pytest.raises(torch.OutOfMemoryError, match="no memory for 1 latents"):
-        sample_many([call(context=Context(models=shelf)) for _ in range(3)])
+        together([call(context=Context(models=shelf)) for _ in range(3)])
     assert unet.calls == [3, 1]
     unet.most = 2
-    assert [type(one) for one in sample_many([call(context=Context(models=shelf)) for _ in range(2)])] == [Latent] * 2
-
-
-class TestCallsOfSeveralModels:
-    @pytest.fixture
-    def shelf(self, fragile, parts):
-        """A model and another one by name, and a log of who is asked for and given back."""
-        _, shelf = fragile
-        other = Unet(parts.unet.digest, "float32")
-        shelf.names = {parts.unet: "a", other: "b"}
-        return shelf
-
-    @pytest.fixture
-    def calls(self, call, shelf):
-        def mixed(**options):
-            return [call(context=Context(models=shelf), unet=ref, **options) for ref in list(shelf.names) * 2]
-
-        return mixed
-
-    def test_each_model_is_brought_to_its_end_and_given_back_before_the_next_is_asked_for(self, calls, shelf, fragile):
-        unet, _ = fragile
-        results = sample_many(calls())
-        assert shelf.log == ["+a", "+a", "-a", "-a", "+b", "+b", "-b", "-b"]
-        assert unet.calls == [2, 2, 2]
-        for result in results:
-            assert_alike(result, sample(**calls()[0]))
-
-    def test_results_stand_in_the_order_of_the_calls(self, calls):
-        given = calls()
-        for number, each in enumerate(given):
-            each["noise"] = Noise((number,))
-        for result, each in zip(sample_many(given), given, strict=True):
-            assert_alike(result, sample(**each))
-
-    def test_what_ends_a_call_of_one_model_ends_no_other(self, calls, shelf, pool):
-        given = calls()
-        given[0]["mask"] = mask.rectangle(8, 8, x=0, y=0, w=8, h=8)
-        given[1]["context"] = Witness(shelf, until=1).context()
-        results = sample_many(given)
-        assert [type(result) for result in results] == [ValueError, Cancelled, Latent, Latent]
-        assert shelf.log == ["+a", "+a", "-a", "-a", "+b", "+b", "-b", "-b"]
+    assert [type(one) for one in together([call(context=Context(models=shelf)) for _ in range(2)])] == [Latent] * 2
 
 
 class TestPreviews:
@@ -487,9 +485,7 @@ class TestPreviews:
         wide = Latent(torch.cat([start.data, start.data], dim=3), start.space)
         witnesses = [Witness(pool), Witness(pool)]
         contexts = [witness.context(looks=True) for witness in witnesses]
-        sample_many(
-            [call(context=contexts[0], noise=noise.seeded(1, 2)), call(context=contexts[1], latent=wide, steps=2)]
-        )
+        together([call(context=contexts[0], noise=noise.seeded(1, 2)), call(context=contexts[1], latent=wide, steps=2)])
         for witness, size, steps in zip(witnesses, [(8, 8), (16, 8)], [3, 2], strict=True):
             assert [(len(shown.data), shown.size) for shown in witness.shown] == [(1, size)] * steps
             for shown in witness.shown:

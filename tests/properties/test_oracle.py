@@ -14,10 +14,10 @@ from oracle import check, scripts
 
 import engine.plan
 from engine import expand, program, sweep
+from engine.batch import Batch, Done
 from engine.digest import digest, encode
 from engine.engine import Engine
 from engine.errors import RunFailed
-from engine.loop import Loop
 from engine.plan import Survey
 from engine.recall import Recollection
 from engine.run import Run
@@ -149,16 +149,35 @@ def forgets_what_the_outer_graph_sets():
 
 def gives_fused_results_to_the_wrong_calls():
     """What several calls gave together is handed out in another order."""
-    original = Loop._invoke
-    return patch.object(Loop, "_invoke", lambda loop, calls: original(loop, calls)[::-1])
+    original = Batch.advance
+
+    def advance(self, device):
+        done = original(self, device)
+        return [Done(each.call, other.result) for each, other in zip(done, reversed(done), strict=True)]
+
+    return patch.object(Batch, "advance", advance)
+
+
+def mixes_up_calls_when_others_join():
+    """Calls that are on their way get each other's results once further ones have joined them."""
+    original = Batch.join
+
+    def join(self, calls):
+        late = bool(self._seats)
+        original(self, calls)
+        if late:
+            first, *others = self._seats.values()
+            self._seats = dict(zip(self._seats, [*others, first], strict=True))
+
+    return patch.object(Batch, "join", join)
 
 
 def takes_what_another_run_made_by_node_id():
     """Runs side by side share what a node of that id gave, whatever it was called with."""
     made, settle = {}, Run.settle
 
-    def settled(self, call, result, seconds):
-        settle(self, call, result, seconds)
+    def settled(self, call, result):
+        settle(self, call, result)
         made[call.step.id, call.step.definition.type] = self.survey.marks[call.position].ids
 
     def take(self, position):
@@ -196,6 +215,7 @@ def recollects_without_looking_at_files():
 MISTAKES = [
     recollects_without_looking_at_files,
     gives_fused_results_to_the_wrong_calls,
+    mixes_up_calls_when_others_join,
     takes_what_another_run_made_by_node_id,
     recalls_by_node_ids,
     links_every_cell_to_the_first,

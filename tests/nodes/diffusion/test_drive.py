@@ -3,7 +3,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from nodes.diffusion.drive import drive
+from nodes.diffusion.drive import drive, lockstep
 
 
 class Cancelled(BaseException):
@@ -100,3 +100,31 @@ def test_a_failing_answer_closes_all_runs():
 def test_too_few_answers_are_refused():
     with pytest.raises(ValueError, match="shorter"):
         drive([count("a", 1, []), count("b", 1, [])], lambda _: [torch.ones(())])
+
+
+class TestNewcomers:
+    def test_they_take_part_from_the_next_round_on_and_are_numbered_as_they_come(self):
+        asked = []
+
+        def answer(questions):
+            asked.append(questions)
+            return ones(questions)
+
+        under_way = lockstep(["a3", "b1"], answer, lambda plan: count(plan[0], int(plan[1])))
+        finished = [next(under_way), under_way.send(["c2", "d0"]), under_way.send([]), under_way.send(["e1"])]
+        assert asked == [["a0", "b0"], ["a1", "c0"], ["a2", "c1"], ["e0"]]
+        results = [{number: float(result) for number, result in each.items()} for each in finished]
+        assert results == [{1: 1.0}, {3: 0.0}, {0: 3.0, 2: 2.0}, {4: 1.0}]
+        with pytest.raises(StopIteration):
+            under_way.send([])
+
+    def test_where_nobody_asks_nobody_is_called_for_an_answer(self):
+        assert next(lockstep(["a"], pytest.fail, lambda _: count("a", 0))) == {0: 0}
+
+    def test_giving_up_closes_those_that_are_on_their_way(self):
+        closed = []
+        under_way = lockstep([("a", 3), ("b", 1)], ones, lambda plan: count(*plan, closed))
+        next(under_way)
+        under_way.send([("c", 3)])
+        under_way.close()
+        assert closed == ["a closed", "c closed"]
