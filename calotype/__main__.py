@@ -15,6 +15,7 @@ from rich.table import Table
 
 from calotype import __version__
 from engine.errors import CacheError, CalotypeError, Cancelled, FileError, GraphError, Problem, RunFailed
+from engine.garbage import uncollected
 
 if TYPE_CHECKING:
     from calotype.front import Engine
@@ -73,11 +74,11 @@ def run(
     device: Device = None,
 ) -> None:
     """Run a graph and save its pictures."""
-    from calotype.sweep import Wanted, swept
-
     with _engine(graph, cache, config, exact=exact, device=device) as engine:
         found = _edited(engine, graph, settings)
         if batch:
+            from calotype.sweep import Wanted, swept
+
             found = swept(engine, found, Wanted({"batch": batch}))
         _run(engine, found, outputs, folder, report)
 
@@ -107,11 +108,11 @@ def sweep(
     device: Device = None,
 ) -> None:
     """Run a graph over the values of up to three names, and save one sheet."""
-    from calotype.sweep import Wanted, everything, swept
-
     named = {"x": _once("x", x), "y": _once("y", y), "z": _once("z", z), "batch": batch}
     axes = {name: text for name, text in named.items() if text}
     with _engine(graph, cache, config, exact=exact, device=device) as engine:
+        from calotype.sweep import Wanted, everything, swept
+
         found = _edited(engine, graph, settings)
         if not axes and found.document.sweep is None:
             raise typer.BadParameter("name at least one axis: --x NAME=V,V,...")
@@ -362,14 +363,15 @@ def _engine(
     graph: str, cache: Path | None, config: Path | None, *, exact: bool = False, device: str | None = None
 ) -> Iterator["Engine"]:
     """An engine that also finds files beside the graph; a wrong device is a wrong argument."""
-    from calotype.front import Engine, files_in
-
     beside = Path(graph).expanduser().parent if graph != "-" else Path()
-    files = files_in([beside], config, tell=_tell)
-    try:
-        engine = Engine(cache=cache, exact=exact, device=device, files=files)
-    except (ValueError, CacheError) as error:
-        raise typer.BadParameter(str(error)) from error
+    with uncollected():
+        from calotype.front import Engine, files_in
+
+        files = files_in([beside], config, tell=_tell)
+        try:
+            engine = Engine(cache=cache, exact=exact, device=device, files=files)
+        except (ValueError, CacheError) as error:
+            raise typer.BadParameter(str(error)) from error
     with engine:
         yield engine
 

@@ -17,6 +17,7 @@ from engine.budget import Ledger, size_text
 from engine.digest import Digest
 from engine.eviction import Entry
 from engine.file import Files
+from engine.garbage import uncollected
 from engine.host import Host, Parked
 from engine.shelf import Shelf
 from engine.socket import Socket
@@ -166,7 +167,7 @@ class ModelPool:
             with self._lock:
                 self.here.ledger.make_room(self._sizes.get(key) or ref.expected_bytes(self._files, place))
             began = time.perf_counter()
-            with self._files.reading():
+            with uncollected(), self._files.reading():
                 module = ref.load(self._files, place) if base is None else ref.patched(below, self._files, place)
         except BaseException:
             if base is not None:
