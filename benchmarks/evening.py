@@ -1,13 +1,15 @@
-"""`python -m benchmarks.evening`: do an evening's work on the embedded model, and record it as a trace.
+"""`python -m benchmarks.evening [NAME ...]`: do an evening's work on the embedded model, and record it as a trace.
 
-Two saved graphs are used in turn, as people do: a prompt is tried and taken back, a strength compared, a mask moved,
-a sweep looked at and one of its cells kept, the other graph opened again.
+In `evening` two saved graphs are used in turn, as people do: a prompt is tried and taken back, a strength compared, a
+mask moved, a sweep looked at and one of its cells kept, the other graph opened again. In `comparing` somebody goes back
+and forth between two values of each of four settings of one graph, forty times, one setting at a time.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from random import Random
 from typing import Any
 
 from benchmarks import pipeline, trace
@@ -20,7 +22,7 @@ from engine.engine import Result
 from engine.graph import Graph
 from engine.trace import SIZE, Record
 
-NAME = "evening"
+NAME, COMPARING = "evening", "comparing"
 CHAINED, PAINTED = pipeline.CHAINED, pipeline.PAINTED
 Settings = Mapping[str, Any]
 
@@ -122,6 +124,28 @@ EVENING = (
 )
 
 
+TURNS = 40
+COMPARED: Mapping[str, tuple[Any, Any]] = {
+    "prompt": ("smiling face, blue background", "neutral face, blue background"),
+    "strength": (0.6, 0.75),
+    "mask_y": (66, 60),
+    "inpaint_prompt": ("crying face, blue background", "angry face, blue background"),
+}
+
+
+def turns() -> Iterator[Edit]:
+    """One setting after the other changes to its other value, whichever comes to mind."""
+    random, places = Random(0), dict.fromkeys(COMPARED, 0)
+    yield chained(**{name: values[0] for name, values in COMPARED.items()})
+    for _ in range(TURNS):
+        name = random.choice(list(COMPARED))
+        places[name] = 1 - places[name]
+        yield chained(**{name: COMPARED[name][places[name]]})
+
+
+EVENINGS: Mapping[str, Sequence[Edit]] = {NAME: EVENING, COMPARING: tuple(turns())}
+
+
 class Recorder:
     """Runs edits on one engine, and writes down what an engine that forgets nothing did."""
 
@@ -178,18 +202,19 @@ def _inputs(record: Record) -> Iterator[Digest]:
         yield from (joined[start : start + SIZE] for start in range(0, len(joined), SIZE))
 
 
-def recorded() -> Trace:
-    """The evening on an engine that has loaded its models before, so that seconds are those of the nodes alone."""
+def recorded(edits: Sequence[Edit]) -> Trace:
+    """An evening on an engine that has loaded its models before, so that seconds are those of the nodes alone."""
     steady()
     engine = pipeline.engine()
     engine.run(pipeline.brief(1))
     engine.clear()
     recorder = Recorder(engine)
-    for edit in EVENING:
+    for edit in edits:
         recorder.do(edit)
         sys.stderr.write(f"{edit}\n")
     return Trace({"recorded": machine()}, recorder.calls, recorder.runs)
 
 
 if __name__ == "__main__":
-    print(trace.save(NAME, recorded()))
+    for name in sys.argv[1:] or EVENINGS:
+        print(trace.save(name, recorded(EVENINGS[name])))

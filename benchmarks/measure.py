@@ -90,9 +90,9 @@ class Answer:
         return "\n\n".join(parts)
 
 
-def steady() -> None:
+def steady(threads: int = 1) -> None:
     """Torch on one thread: two that wait for each other take twenty times as long while somebody else uses a core."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -150,7 +150,7 @@ def machine() -> str:
     parts = (
         f"{_processor()}, {os.cpu_count()} cores",
         f"Python {platform.python_version()}",
-        f"torch {torch.__version__} on {torch.get_num_threads()} thread",
+        f"torch {torch.__version__} on {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}",
         today(),
     )
     return ", ".join(parts)

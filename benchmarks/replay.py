@@ -93,7 +93,7 @@ def replay(trace: Trace, capacity: int, policies: Policies, before: Callable[[in
     clock = Clock()
     registry = Registry([_node(shape, trace, clock) for shape in sorted({_shape(call) for call in trace.calls})])
     peak = 0
-    with patch("engine.run.time", clock), patch("engine.store.Gdsf", policies):
+    with patch("engine.loop.time", clock), patch("engine.store.Gdsf", policies):
         engine = Engine(registry, memory=capacity)
         for number, run in enumerate(trace.runs):
             before(number)

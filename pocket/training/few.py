@@ -43,4 +43,6 @@ def few(found: Iterable[Concept]) -> list[Concept]:
 def _called(concept: Concept, name: str, place: int) -> Concept:
     """A concept under another name; its label becomes the one other word for it, and it always faces one way."""
     others = () if name == concept.label else (concept.label,)
-    return replace(concept, label=name, keywords=others, tier=2 if place < LEARNT else 1, mirrored=False, reserved=False)
+    return replace(
+        concept, label=name, keywords=others, tier=2 if place < LEARNT else 1, mirrored=False, reserved=False
+    )

@@ -1,0 +1,85 @@
+"""One picture, from a prompt to a PNG."""
+
+import io
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Answer, Beside, Goal, Row, medians
+from benchmarks.subject import PROMPT, Subject
+from calotype.picture import document_of, encode
+
+QUESTION = "How long does one picture take, from the prompt to the PNG, with the model loaded?"
+CFG = 5.0
+ROUNDS = {"pocket": 9, "sd15": 3, "sdxl": 3}
+GOALS = {("pocket", "cpu"): 1.0, ("sd15", "cuda"): 1 / 1.6, ("sdxl", "cuda"): 1 / 1.25}
+
+
+def answer(subject: Subject) -> Answer:
+    ours, eager, compiled = Ours(subject), Theirs(subject), Theirs(subject, compiled=True)
+    for warm in (ours, eager, compiled):
+        warm()
+    ways: dict[str, Callable[[], bytes]] = {"ours": ours, "eager": eager, "compiled": compiled}
+    costs = medians(
+        {name: partial(subject.timed, way) for name, way in ways.items()},
+        ROUNDS[subject.model],
+    )
+    return Answer(QUESTION, list(_rows(subject, costs)), notes=_notes(subject))
+
+
+class Ours:
+    """A saved graph on an engine that forgets everything but its models before each run."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._engine = subject.engine()
+        self._graph = subject.graph("text2img", cfg=CFG)
+
+    def __call__(self) -> bytes:
+        """Make a picture."""
+        self._engine.clear()
+        result = self._engine.run(self._graph)
+        picture: Any = result["image"]
+        return encode(picture.pil(), document_of(result), None)
+
+
+class Theirs:
+    """A pipeline of diffusers, called for a picture."""
+
+    def __init__(self, subject: Subject, *, compiled: bool = False) -> None:
+        self._pipeline = subject.pipeline()
+        self._subject = subject
+        if compiled:
+            self._pipeline.unet = torch.compile(self._pipeline.unet)
+        self._seeds = count(1)
+
+    def __call__(self) -> bytes:
+        """Make a picture."""
+        subject = self._subject
+        picture = self._pipeline(
+            PROMPT,
+            num_inference_steps=subject.steps,
+            guidance_scale=CFG,
+            width=subject.side,
+            height=subject.side,
+            generator=torch.Generator().manual_seed(next(self._seeds)),
+        ).images[0]
+        stream = io.BytesIO()
+        picture.save(stream, "PNG")
+        return stream.getvalue()
+
+
+def _rows(subject: Subject, costs: dict[str, float]) -> Iterator[Row]:
+    most = GOALS.get((subject.model, subject.device))
+    goal = None if most is None else Goal(most, of="ratio")
+    yield Row("a picture", costs["ours"], Beside("diffusers, eager", costs["eager"]), goal)
+    yield Row("a picture", costs["ours"], Beside("diffusers, torch.compile", costs["compiled"]))
+
+
+def _notes(subject: Subject) -> tuple[str, ...]:
+    return (
+        f"{subject}; DPM++ 2M Karras, CFG {CFG:g}; the prompts are encoded anew, the PNG holds graph and seed.",
+        "`torch.compile` of the UNet with its defaults; the first picture, which compiles, is not counted.",
+    )
