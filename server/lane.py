@@ -1,6 +1,7 @@
 """The lane of one device: takes waiting runs, several together, has them run, and sees their results home."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import threading
@@ -80,6 +81,7 @@ class Lane:
         self._paused = self._stopping = False
         self._thread = threading.Thread(target=self._work, name="calotype-lane", daemon=True)
         self._finishers = ThreadPoolExecutor(2, "calotype-finish")
+        self._sketchers = ThreadPoolExecutor(1, "calotype-preview")
         self._room = threading.BoundedSemaphore(FINISHING)
 
     def open(self, loop: asyncio.AbstractEventLoop, streams: Streams, ended: Callable[[str], None]) -> None:
@@ -103,6 +105,7 @@ class Lane:
         if self._thread.ident is not None:
             self._thread.join(max(grace, 10.0))
         self._finishers.shutdown(wait=True)
+        self._sketchers.shutdown(wait=True)
 
     # The queue
 
@@ -172,6 +175,11 @@ class Lane:
     def publish(self, run: str, name: str, data: Mapping[str, Any], slot: str | None = None) -> None:
         """Send an event to those who watch a run."""
         self._outbox.put(partial(self._streams.publish, run, name, data, slot=slot))
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Have something done on another thread that is no part of the work, such as a preview."""
+        with contextlib.suppress(RuntimeError):  # the service stops
+            self._sketchers.submit(call)
 
     def ended(self, run: str, state: State, data: Mapping[str, Any]) -> None:
         """Tell everybody that a run has ended."""

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from threading import Lock
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from engine.event import (
     Trouble,
     Warned,
 )
+from engine.socket import Socket
 from server.front import Front
 from server.metrics import Metrics
 
@@ -37,6 +39,9 @@ class Post(Protocol):
 
     def publish(self, run: str, name: str, data: Mapping[str, Any], slot: str | None = None) -> None:
         """Send one event; of those with a `slot` only the newest counts."""
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Make a call on another thread, soon; what runs need not wait for it."""
 
 
 class Outbox:
@@ -75,6 +80,9 @@ class Story:
         self._metrics = metrics
         self._reused: dict[str, list[str]] = {}
         self._shown = 0.0
+        self._drawing = False
+        """Whether a preview is on its way."""
+        self._closed = False
 
     def __call__(self, event: Event) -> None:
         """Take an event of the engine."""
@@ -100,7 +108,8 @@ class Story:
         self._post.publish(self.run, name, data)
 
     def close(self) -> None:
-        """Say what did not have to run."""
+        """Say what did not have to run; previews come too late from now on."""
+        self._closed = True
         if self._reused:
             self.tell("nodes.reused", **self._reused)
             self._reused = {}
@@ -118,20 +127,34 @@ class Story:
         data = {"node": event.node, "done": event.done, "total": event.total}
         self._post.publish(self.run, "progress", data, f"progress:{event.node}")
         now = time.monotonic()
-        if event.preview is not None and now - self._shown >= PREVIEW:
+        if event.preview is not None and now - self._shown >= PREVIEW and not self._drawing:
             self._preview(event, event.preview)
-            self._shown = time.monotonic()
+            self._shown = now
 
-    def _preview(self, event: NodeProgress, make: Callable[[], Any]) -> None:
-        """A picture of where a node stands. It is a courtesy: what goes wrong with it harms nobody."""
+    def _preview(self, event: NodeProgress, make: Callable[[], Socket]) -> None:
+        """A picture of where a node stands. It is a courtesy: what goes wrong with it harms nobody.
+
+        The device is told to make it, and does not wait until it is fetched and encoded.
+        """
         try:
-            picture = self._front.preview(make())
+            value = make()
         except Exception:  # noqa: BLE001  whatever it is, the run goes on
             _log.warning("no preview of %s", event.node, exc_info=True, extra={"run": self.run})
             return
-        if picture is not None:
-            data = {"node": event.node, "type": picture.type, "data": base64.b64encode(picture.data).decode()}
-            self._post.publish(self.run, "preview", data, f"preview:{event.node}")
+        self._drawing = True
+        self._post.later(partial(self._draw, event.node, value))
+
+    def _draw(self, node: str, value: Socket) -> None:
+        """Encode a preview and send it, unless the run has ended meanwhile."""
+        try:
+            picture = self._front.preview(value)
+            if picture is not None and not self._closed:
+                data = {"node": node, "type": picture.type, "data": base64.b64encode(picture.data).decode()}
+                self._post.publish(self.run, "preview", data, f"preview:{node}")
+        except Exception:  # noqa: BLE001  whatever it is, the run goes on
+            _log.warning("no preview of %s", node, exc_info=True, extra={"run": self.run})
+        finally:
+            self._drawing = False
 
 
 def told(nodes: Mapping[str, Mapping[str, Any]]) -> list[Lasting]:
