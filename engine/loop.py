@@ -152,6 +152,7 @@ class Loop:
             self._open.join(calls)
         elif calls:
             self._open = Batch(calls, kind)
+            self._resources.models.foresee(ref for run in self._active for ref in run.models_ahead())
 
     def _kind(self) -> Kind | None:
         """What may join; None where nothing may."""

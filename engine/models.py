@@ -4,17 +4,21 @@ A module whose bytes are wanted on an accelerator moves to the host, under the h
 One that is made of another, its base, shares tensors with it: it goes before its base, and comes back after it.
 """
 
+import contextlib
+import os
 import threading
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from engine.budget import Ledger, size_text
 from engine.digest import Digest
+from engine.errors import FileChanged
 from engine.eviction import Entry
 from engine.file import Files
 from engine.garbage import uncollected
@@ -42,6 +46,10 @@ class ModelRef(Socket, Generic[M_co]):
     @abstractmethod
     def module_bytes(self, module: object) -> int:
         """Bytes that a loaded module takes, without those that it shares with its base's."""
+
+    def paths(self, files: Files) -> Sequence[Path]:
+        """The files that it will be loaded from, to be read ahead; none where that is not worth it."""
+        return ()
 
     def expected_bytes(self, files: Files, place: str) -> int:
         """Bytes that it will take there, as far as its files tell: room is made first. 0 where that is not known."""
@@ -96,6 +104,7 @@ class ModelPool:
         self._holds: Counter[Digest] = Counter()
         """How many calls, and models on the device that are made of it, need each on the device."""
         self._keys: dict[ModelRef[Any], Digest] = {}
+        self._foreseen: set[ModelRef[Any]] = set()
         self._sizes: dict[Digest, int] = {}
         """What models took that were loaded once."""
         self.here = Shelf(ledger or Ledger("cpu", 1 << 62), self._unheld, self._leave)
@@ -115,6 +124,17 @@ class ModelPool:
     def release(self, ref: ModelRef[object]) -> None:
         """Nobody needs the module for this call any more; it stays until its bytes are wanted."""
         self._holds[self._keys[ref]] -= 1
+
+    def foresee(self, refs: Iterable[ModelRef[Any]]) -> None:
+        """Have the system read the files of models that will be asked for, while something else computes.
+
+        It takes no memory but what the system has to spare, so nothing goes for it. Each is read ahead once.
+        """
+        coming = [ref for ref in refs if ref not in self._foreseen and ref.identity() not in self._models]
+        self._foreseen.update(coming)
+        paths = [path for ref in coming for path in _found(ref, self._files)]
+        if paths:
+            threading.Thread(target=read_ahead, args=(paths,), name="calotype-ahead", daemon=True).start()
 
     def held(self) -> int:
         """Bytes of all modules on the device."""
@@ -259,3 +279,18 @@ class ModelPool:
             self._models[model.base].above.discard(key)
         if model.parked is None:
             self._holds[model.base] -= 1
+
+
+def _found(ref: ModelRef[Any], files: Files) -> Sequence[Path]:
+    """Where a model's files are; nowhere if they are gone, which is said when the model is loaded."""
+    try:
+        return ref.paths(files)
+    except (FileChanged, OSError):
+        return ()
+
+
+def read_ahead(paths: Iterable[Path]) -> None:
+    """Have the system read files into memory that it has to spare."""
+    for path in paths:
+        with contextlib.suppress(OSError, AttributeError), path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

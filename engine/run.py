@@ -3,7 +3,7 @@
 import copy
 import heapq
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -211,12 +211,25 @@ class Run:
         assert key is not None
         return key
 
+    def models_ahead(self) -> Iterator[ModelRef[Any]]:
+        """The models that are given to steps which have to run yet, as far as that is known."""
+        for position, mark in self.survey.marks.items():
+            if mark.todo and not mark.done:
+                known = (self.survey.identity(port) for port in self._models(self._step(position)))
+                values = (self.resources.store.get(identity) for identity in known if identity is not None)
+                yield from (value for value in values if isinstance(value, ModelRef))
+
     def _kind(self, position: int) -> "Kind":
         """The type of the node, and the models that it is given."""
         step = self._step(position)
-        entries = ((step.definition.inputs.get(source.name), source) for source in step.sources)
-        models = [source for entry, source in entries if entry is not None and issubclass(entry.socket, ModelRef)]
-        return step.definition.type, tuple(self.survey.identity(port) for source in models for port in source.ports)
+        return step.definition.type, tuple(self.survey.identity(port) for port in self._models(step))
+
+    def _models(self, step: Step) -> Iterator[Port]:
+        """The outputs that a step takes models from."""
+        for source in step.sources:
+            entry = step.definition.inputs.get(source.name)
+            if entry is not None and issubclass(entry.socket, ModelRef):
+                yield from source.ports
 
     def again(self, position: int) -> None:
         """A step that was taken up did not run; it is ready still."""

@@ -1,8 +1,11 @@
 """The pool: a module is loaded once, stays while it is held, and goes when its bytes are wanted."""
 
 import gc
+import os
+import threading
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -348,3 +351,58 @@ class TestFiles:
         ref = self.ref(files, tmp_path / "one/weights")
         (tmp_path / "one/weights").unlink()
         assert pool.acquire(ref, "cpu").name == "fox"
+
+
+@dataclass(frozen=True)
+class Stored(Ref):
+    """A model in a file."""
+
+    folder: str = ""
+
+    def paths(self, files):
+        if not self.folder:
+            raise FileChanged(self.name)
+        return [Path(self.folder) / self.name]
+
+
+class TestReadingAhead:
+    @pytest.fixture
+    def read(self, monkeypatch):
+        """What the system was asked to read, once the thread that asks has done so."""
+        asked = []
+        monkeypatch.setattr(
+            os, "posix_fadvise", lambda number, *_: asked.append(os.readlink(f"/proc/self/fd/{number}"))
+        )
+
+        def names():
+            for thread in threading.enumerate():
+                if thread.name == "calotype-ahead":
+                    thread.join()
+            return [Path(path).name for path in asked]
+
+        return names
+
+    @pytest.fixture
+    def stored(self, tmp_path):
+        def ref(name):
+            (tmp_path / name).write_bytes(b"weights")
+            return Stored(name, folder=str(tmp_path))
+
+        return ref
+
+    def test_files_of_models_to_come_are_read_once(self, pool, read, stored):
+        pool.foresee([stored("a"), stored("b")])
+        assert read() == ["a", "b"]
+        pool.foresee([stored("b"), stored("c")])
+        assert read() == ["a", "b", "c"]
+
+    def test_those_of_models_that_are_there_are_not(self, pool, read, stored):
+        pool.acquire(stored("a"), "gpu")
+        pool.foresee([stored("a")])
+        assert read() == []
+
+    def test_what_is_gone_is_not_read_and_no_error_yet(self, pool, read, stored):
+        gone = stored("b")
+        (Path(gone.folder) / "b").unlink()
+        pool.foresee([Stored("a"), gone, stored("c")])
+        assert read() == ["c"]

@@ -15,7 +15,7 @@ from engine.expand import expand
 from engine.file import File, Files, ModelFile
 from engine.flat import MAX_NODES, Link, Linked
 from engine.graph import Graph
-from engine.models import ModelRef
+from engine.models import ModelPool, ModelRef
 from engine.node import node
 from engine.param import Fresh
 from engine.program import compile_graph, validate
@@ -656,6 +656,19 @@ class TestOrder:
         house = engine(weights, inscribe, files=Files([tmp_path]))
         house.run(swept_models(x={"model.source": files}, y={"one.seed": list(range(40))}))
         assert GROUPS == [["a"] * 32, ["a"] * 8, ["b"] * 32, ["b"] * 8]
+
+    def test_models_that_come_next_are_read_ahead_while_the_first_one_is_at_work(self, tmp_path, monkeypatch):
+        for name in ("a", "b"):
+            (tmp_path / f"{name}.safetensors").write_text(name)
+        GROUPS.clear()
+        seen = []
+        monkeypatch.setattr(
+            ModelPool, "foresee", lambda _, refs: seen.append((len(GROUPS), {ref.name for ref in refs}))
+        )
+        house = engine(weights, inscribe, files=Files([tmp_path]))
+        files = [str(tmp_path / f"{name}.safetensors") for name in ("a", "b")]
+        house.run(swept_models(x={"model.source": files}, y={"one.seed": [1, 2]}))
+        assert seen == [(0, {"a", "b"}), (1, {"b"})]
 
 
 @pytest.mark.parametrize(
