@@ -370,15 +370,17 @@ class TestReadingAhead:
     def read(self, monkeypatch):
         """What the system was asked to read, once the thread that asks has done so."""
         asked = []
-        monkeypatch.setattr(
-            os, "posix_fadvise", lambda number, *_: asked.append(os.readlink(f"/proc/self/fd/{number}"))
-        )
+
+        def advise(number, *_):
+            asked.append(Path(f"/proc/self/fd/{number}").readlink())
+
+        monkeypatch.setattr(os, "posix_fadvise", advise)
 
         def names():
             for thread in threading.enumerate():
                 if thread.name == "calotype-ahead":
                     thread.join()
-            return [Path(path).name for path in asked]
+            return [path.name for path in asked]
 
         return names
 
