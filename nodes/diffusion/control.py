@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nodes.diffusion.precision import number_format
 from nodes.diffusion.said import Said
 
 
@@ -110,12 +111,13 @@ def _asked(inputs: Inputs, entries: Sequence[tuple[int, Control]]) -> list[Tenso
     numbers = tuple(position for position, _ in entries)
     positions = torch.tensor(numbers).to(device, non_blocking=True)
     own, net = inputs.rows(numbers, positions), entries[0][1].net
+    dtype = number_format(net)
     with own.said.to(net) as told:
         down, middle = net(
-            own.scaled.to(net.dtype),
+            own.scaled.to(dtype),
             own.timesteps,
             encoder_hidden_states=told,
-            controlnet_cond=torch.cat([control.hint for _, control in entries]).to(device, net.dtype),
+            controlnet_cond=torch.cat([control.hint for _, control in entries]).to(device, dtype),
             added_cond_kwargs=own.added,
             return_dict=False,
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nodes.diffusion.control import Control, Inputs, residuals
 from nodes.diffusion.guidance import Answer, Clause, Question
+from nodes.diffusion.precision import number_format
 from nodes.diffusion.room import CPU_CELLS, MOST_CELLS, Room, gauge
 from nodes.diffusion.said import Conversation, memory
 from nodes.diffusion.step import Predicted
@@ -87,7 +88,7 @@ class Denoiser:
         beside = [row.concat for row in rows if row.concat is not None]
         seen = torch.cat([scaled, torch.cat(beside).float()], dim=1) if beside else scaled
         more = {} if inputs.added is None else {"added_cond_kwargs": inputs.added}
-        dtype = self.unet.dtype
+        dtype = number_format(self.unet)
         with torch.no_grad():
             more |= _cast(residuals(inputs, [row.controls for row in rows]), dtype)
             with said.to(self.unet) as told:

@@ -1,9 +1,9 @@
-"""Precision: what overflows in 16 bits is computed again in 32."""
+"""Precision: in which number format a network computes, and what overflows in 16 bits computed again in 32."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,13 @@ def finite(run: Callable[[M], Tensor], module: M, wider: Callable[[], M] | None 
         raise FloatingPointError(f"{type(module).__name__} made infinities or NaN in {_word(dtype)}; {remedy}")
     del made
     return finite(run, wider())
+
+
+def number_format(network: Any) -> torch.dtype:
+    """The dtype of a network's weights: that of its first. The property of diffusers' goes through all its modules."""
+    weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    dtype: torch.dtype = network.dtype if weight is None else weight.dtype
+    return dtype
 
 
 def _word(dtype: torch.dtype) -> str:

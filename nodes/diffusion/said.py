@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from nodes.diffusion.precision import number_format
+
 KEPT = 1 << 29
 """Bytes of keys and values that are kept for one batch of runs, at most; what is beyond that is computed every time."""
 REPEATED = 2
@@ -59,7 +61,7 @@ class Said:
 
         Nothing of this stays with the network, whose layers others may copy or change between two calls.
         """
-        tokens = self._as(network.dtype)
+        tokens = self._as(number_format(network))
         layers = [layer for layer in _projections(network) if "forward" not in vars(layer)]
         try:
             for layer in layers:
