@@ -45,6 +45,7 @@ Config = Annotated[
     typer.Option("--config", metavar="FILE", help="The calotype.yaml that says where models lie; CALOTYPE_CONFIG."),
 ]
 Exact = Annotated[bool, typer.Option("--exact", help="Never fuse calls: the same bits on every run.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Compile the UNet: minutes at first, faster from then on.")]
 Device = Annotated[str | None, typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N.")]
 Axis = Annotated[list[str] | None, typer.Option(metavar="NAME=V,V,...", help="Values: a,b or 1-9 (+2) or 0-1 [5].")]
 Batch = Annotated[
@@ -71,10 +72,11 @@ def run(
     cache: Cache = None,
     config: Config = None,
     exact: Exact = False,
+    compiled: Compiled = False,
     device: Device = None,
 ) -> None:
     """Run a graph and save its pictures."""
-    with _engine(graph, cache, config, exact=exact, device=device) as engine:
+    with _engine(graph, cache, config, exact=exact, compiled=compiled, device=device) as engine:
         found = _edited(engine, graph, settings)
         if batch:
             from calotype.sweep import Wanted, swept
@@ -105,12 +107,13 @@ def sweep(
     cache: Cache = None,
     config: Config = None,
     exact: Exact = False,
+    compiled: Compiled = False,
     device: Device = None,
 ) -> None:
     """Run a graph over the values of up to three names, and save one sheet."""
     named = {"x": _once("x", x), "y": _once("y", y), "z": _once("z", z), "batch": batch}
     axes = {name: text for name, text in named.items() if text}
-    with _engine(graph, cache, config, exact=exact, device=device) as engine:
+    with _engine(graph, cache, config, exact=exact, compiled=compiled, device=device) as engine:
         from calotype.sweep import Wanted, everything, swept
 
         found = _edited(engine, graph, settings)
@@ -131,10 +134,11 @@ def plan(
     cache: Cache = None,
     config: Config = None,
     exact: Exact = False,
+    compiled: Compiled = False,
     device: Device = None,
 ) -> None:
     """Show what would run, and why, without running anything."""
-    with _engine(graph, cache, config, exact=exact, device=device) as engine:
+    with _engine(graph, cache, config, exact=exact, compiled=compiled, device=device) as engine:
         rows = [
             (str(item.verdict), item.node, item.type, item.reason)
             for item in engine.plan(_edited(engine, graph, settings), outputs)
@@ -164,6 +168,7 @@ def serve(
     config: Config = None,
     device: Device = None,
     exact: Exact = False,
+    compiled: Compiled = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all settings as a calotype.yaml, and end.")
     ] = False,
@@ -179,6 +184,7 @@ def serve(
         "cache": cache,
         "device": device,
         "exact": exact or None,
+        "compiled": compiled or None,
     }
     settings = Settings.load(config=config, **given)
     if print_config:
@@ -360,7 +366,13 @@ def _opened(folder: Path | None) -> Iterator[tuple[Any, Any]]:
 
 @contextmanager
 def _engine(
-    graph: str, cache: Path | None, config: Path | None, *, exact: bool = False, device: str | None = None
+    graph: str,
+    cache: Path | None,
+    config: Path | None,
+    *,
+    exact: bool = False,
+    compiled: bool = False,
+    device: str | None = None,
 ) -> Iterator["Engine"]:
     """An engine that also finds files beside the graph; a wrong device is a wrong argument."""
     beside = Path(graph).expanduser().parent if graph != "-" else Path()
@@ -369,7 +381,7 @@ def _engine(
 
         files = files_in([beside], config, tell=_tell)
         try:
-            engine = Engine(cache=cache, exact=exact, device=device, files=files)
+            engine = Engine(cache=cache, exact=exact, compiled=compiled, device=device, files=files)
         except (ValueError, CacheError) as error:
             raise typer.BadParameter(str(error)) from error
     with engine:

@@ -35,7 +35,8 @@ class Engine(engine.engine.Engine):
     `device` is `cpu` or `cuda[:n]` (default: CUDA where there is one). `roots` are folders to look for files in, before
     the current one and those of models in a calotype.yaml: the file `config`, else the one that is found (see
     docs/models.md). `memory` is a budget in bytes for cached values and models together. `exact` never fuses calls and
-    gives the same bits on every run. `registry` replaces the installed nodes, `files` the places where files are.
+    gives the same bits on every run. `compiled` compiles UNets: that takes minutes at first, and what comes of it is
+    kept in the cache folder. `registry` replaces the installed nodes, `files` the places where files are.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Engine(engine.engine.Engine):
     ) -> None:
         """Raises ValueError for a device that is not there, CacheError for a folder, SettingsError for a `config`."""
         folder = cache or os.environ.get("CALOTYPE_CACHE")
+        if folder and options.get("compiled"):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(folder).expanduser().absolute() / "compiled"))
         super().__init__(
             registry or Registry.installed(),
             device=Device(device or default_device()),

@@ -176,6 +176,7 @@ def build(settings: Settings) -> Service:
         memory=settings.memory,
         disk=settings.disk,
         exact=settings.exact,
+        compiled=settings.compiled,
         bounds=Allowance(settings.limits),
     )
     try:

@@ -49,6 +49,7 @@ class Context:
         *,
         device: str = "cpu",
         exact: bool = False,
+        compiled: bool = False,
         models: "ModelPool | None" = None,
         listener: Callable[[int, int, Preview | None], None] | None = None,
         meter: Callable[[str, float], None] | None = None,
@@ -58,6 +59,8 @@ class Context:
     ) -> None:
         self.device = device
         self.exact = exact
+        self.compiled = compiled
+        """Whether a node may take the time to compile what it runs again and again."""
         self._models = models
         self._listener = listener
         self._meter = meter

@@ -100,8 +100,9 @@ class Engine:
 
     `memory` and `host_memory` are budgets in bytes for the device (values and models together) and, on an accelerator,
     for the host; the default is half of what is free. `cache` names the folder of the disk tier. `exact` never fuses
-    calls. `strict` makes a value that is re-made differently an error. `bounds` judges what nodes are called with and
-    give. Safe to use from several threads: runs queue, while `plan` and `recall` answer in between.
+    calls; `compiled` lets nodes compile what they run again and again. `strict` makes a value that is re-made
+    differently an error. `bounds` judges what nodes are called with and give. Safe to use from several threads: runs
+    queue, while `plan` and `recall` answer in between.
     """
 
     def __init__(
@@ -115,13 +116,17 @@ class Engine:
         host_memory: int | None = None,
         disk: int = DISK_BUDGET,
         exact: bool = False,
+        compiled: bool = False,
         strict: bool = False,
         numerics: Mapping[str, str] | None = None,
         bounds: Bounds | None = None,
     ) -> None:
         self.registry = registry
         self.device = device or Host()
+        if exact and compiled:
+            raise ValueError("exact, compiled: expected one of them at most; what is compiled differs in its last bits")
         self.exact = exact
+        self.compiled = compiled
         self.strict = strict
         self._catalogue = Catalogue(cache) if cache else None
         self.files = files or Files()
@@ -142,7 +147,11 @@ class Engine:
         self._resources = Resources(
             self.device, self.store, self.traces, models, ledger, bounds or Bounds(), self._lock
         )
-        settings = {"device": self.device.kind, "mode": "exact" if exact else "fast", **(numerics or {})}
+        settings = {
+            "device": self.device.kind,
+            "mode": "exact" if exact else "compiled" if compiled else "fast",
+            **(numerics or {}),
+        }
         self._numerics = digest("numerics", settings)
         self._programs: weakref.WeakKeyDictionary[Graph, Program] = weakref.WeakKeyDictionary()
         self._recollections: weakref.WeakKeyDictionary[Graph, Recollection] = weakref.WeakKeyDictionary()
@@ -489,6 +498,7 @@ class _Story:
             self._listener,
             self._token,
             engine.records,
+            engine.compiled,
         )
         return self._run
 

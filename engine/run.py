@@ -84,6 +84,7 @@ class Run:
     listener: Listener = lambda _: None
     token: CancelToken = field(default_factory=CancelToken)
     last: Records = field(default_factory=Records)
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         """Nothing has happened yet."""
@@ -304,6 +305,7 @@ class Run:
         return Context(
             device=self.resources.device.name,
             exact=self.exact,
+            compiled=self.compiled,
             models=self.resources.models,
             listener=listen,
             meter=measure,

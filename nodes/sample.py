@@ -15,6 +15,7 @@ from annotated_types import Ge, Le
 from engine.context import Context
 from engine.errors import Cancelled
 from engine.node import Arguments, Rounds, node
+from nodes.diffusion.compiling import compiled
 from nodes.diffusion.denoise import Denoiser
 from nodes.diffusion.drive import Result, Run, drive, lockstep
 from nodes.diffusion.guidance import Guidance, Question, guided
@@ -245,7 +246,8 @@ class _Answering:
         model = call.context.model(call.unet)
         self._context = call.context
         batch, steady = 1 if call.context.scarce else None, call.context.exact
-        self._denoiser = Denoiser(model.unet, model.table, batch, called=self._count, steady=steady)
+        unet = compiled(model.unet) if call.context.compiled else model.unet
+        self._denoiser = Denoiser(unet, model.table, batch, called=self._count, steady=steady)
 
     def __call__(self, asked: Sequence[_Asked]) -> list[Predicted]:
         self._context = asked[0].call.context

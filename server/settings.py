@@ -107,6 +107,7 @@ class Settings(Places):
     graphs: Folders = Field(default=(), description="Folders of saved graphs.")
     device: str | None = Field(default=None, description="cpu, cuda or cuda:N; the best there is without it.")
     exact: bool = Field(default=False, description="Never fuse calls: the same bits on every run.")
+    compiled: bool = Field(default=False, description="Compile UNets: minutes at first, faster from then on.")
     memory: Size | None = Field(default=None, description="Bytes of the device that values and models may take.")
     disk: Size = Field(default=ByteSize(16 << 30), description="Bytes of the disk cache.")
     log: Literal["text", "json"] = Field(default="text", description="How log lines look: text or json.")
@@ -118,8 +119,12 @@ class Settings(Places):
 
     def check(self) -> None:
         """Raise SettingsError where settings are fine alone, but not together."""
-        if problems := [*self._unguarded(), *self._ambiguous()]:
+        if problems := [*self._unguarded(), *self._ambiguous(), *self._contradictory()]:
             raise SettingsError(problems)
+
+    def _contradictory(self) -> Iterator[Problem]:
+        if self.exact and self.compiled:
+            yield Problem("compiled", "expected false where exact is true: what is compiled differs in its last bits")
 
     def _unguarded(self) -> Iterator[Problem]:
         put = f"put what this prints into the environment variable {PREFIX}"

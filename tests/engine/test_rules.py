@@ -358,8 +358,13 @@ class TestRestart:
         LOG.clear()
         with engine(cache=tmp_path, numerics={"torch": "other"}) as house:
             assert sorted(ran(house.run(chain()))) == sorted(ALL)
-        with engine(cache=tmp_path, exact=True) as house:
-            assert sorted(ran(house.run(chain()))) == sorted(ALL)
+        for mode in ("exact", "compiled"):
+            with engine(cache=tmp_path, **{mode: True}) as house:
+                assert sorted(ran(house.run(chain()))) == sorted(ALL)
+
+    def test_exact_results_are_not_compiled(self):
+        with pytest.raises(ValueError, match="exact, compiled: expected one of them at most"):
+            engine(exact=True, compiled=True)
 
 
 class TestFailure:

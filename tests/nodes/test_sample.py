@@ -506,3 +506,13 @@ class TestPreviews:
         colours = ModelPool(files).acquire(Colours(parts.unet.digest, "float16"), "cpu")
         full = ModelPool(files).acquire(Colours(parts.unet.digest), "cpu")
         torch.testing.assert_close(colours.matrix, full.matrix, rtol=0, atol=2)
+
+
+def test_the_unet_is_compiled_where_that_was_asked_for(call, pool, monkeypatch):
+    asked = []
+    monkeypatch.setattr("nodes.sample.compiled", lambda unet: asked.append(unet) or unet)
+    plain = sample(**call(steps=2))
+    assert asked == []
+    same = sample(**call(steps=2, context=Context(models=pool, compiled=True)))
+    assert len(asked) == 1
+    assert torch.equal(plain.data, same.data)

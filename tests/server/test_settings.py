@@ -273,6 +273,10 @@ def test_webhooks_need_a_secret():
     assert problem.startswith("webhooks.secret: webhooks.allow needs a secret")
 
 
+def test_exact_results_are_not_compiled():
+    assert refusal(exact=True, compiled=True)[0].startswith("compiled: expected false where exact is true")
+
+
 def test_a_client_called_default_is_named_once():
     assert refusal(token=SECRET, tokens={"default": OTHER})[0].startswith("token: it is short for tokens.default")
 
