@@ -40,6 +40,7 @@ CHOICES = {
     ("toy.mix", "mode"): ("add", "mul"),
     ("toy.classify", "classes"): (1, 2, 3),
     ("toy.steps", "count"): (0, 2),
+    ("toy.climb", "way"): ("ab", "abc", "aba", "b"),
     ("toy.model", "name"): ("unet", "vae"),
     ("toy.model", "size"): (100, 200, 400),
     ("toy.patch", "name"): ("fox", "owl"),
@@ -51,7 +52,7 @@ TYPES = [
 """What is added, and how often: fusing takes several equal steps, and a list several values of one type."""
 
 EDITS = ["add", "add", "param", "param", "param", "link", "swap", "swap", "rename", "remove"]
-MOVES = [*EDITS, "file", "evict", "cancel", "restart", "nest", "nest", "together", "together"]
+MOVES = [*EDITS, "file", "evict", "cancel", "restart", "nest", "nest", "together", "together", "walk", "walk"]
 number = st.integers(0, 50)
 move = st.tuples(st.sampled_from(MOVES), number, number, number)
 scripts = st.tuples(
@@ -308,6 +309,8 @@ def check(make, script):
                 house.restart()
             elif kind == "nest":
                 compare_nested(house, sketch.document(b), a)
+            elif kind == "walk":
+                compare_walks(house, sketch, (a, b, c))
             elif kind == "together":
                 compare_together(house, sketch, (a, b, c))
             compare(house, sketch.document(c))
@@ -475,6 +478,19 @@ def scaled(sketch, graph, number):
     document["nodes"]["scaled"] = {"type": "toy.scale", "inputs": links}
     document["outputs"]["scaled"] = "scaled.out"
     return Graph.parse(document)
+
+
+def compare_walks(house, sketch, numbers):
+    """Two ways that begin somewhere in a graph, of which others may have gone a part before."""
+    waves, ways = sketch.offers(Wave, sketch.nodes), CHOICES["toy.climb", "way"]
+    if not waves:
+        return
+    document = sketch.document(0).dump()
+    for name, number in (("one", numbers[0]), ("other", numbers[1] + numbers[2])):
+        walk = {"type": "toy.climb", "params": {"way": ways[number % len(ways)]}}
+        document["nodes"][name] = {**walk, "inputs": {"wave": waves[number // 2 % len(waves)]}}
+    graph = Graph.parse({**document, "outputs": {"one": "one.out", "other": "other.out"}})
+    assert dict(house.engine.run(graph).outputs) == from_scratch(graph, house.folder)
 
 
 def recall_again(house, graph, number):

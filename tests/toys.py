@@ -24,6 +24,9 @@ LOG: list[str] = []
 GROUPS: list[int] = []
 """How many calls of `toy.scale` were on their way together, round by round."""
 
+MADE: list[str] = []
+"""Ways that `toy.climb` went a step further on, since it was last cleared."""
+
 
 def mixed(*parts):
     """Eight characters that depend on all parts and on their order."""
@@ -213,6 +216,35 @@ def steps(wave: Wave, count: int, context: Context) -> Wave:
     return Wave(mixed("steps", wave.text, count))
 
 
+def stop(wave, way):
+    """What is known of a place on a way: where it began, and the way up to there."""
+    return digest(wave.text, way)
+
+
+def walked(word, wave, way, context):
+    """A way taken step by step; what was reached at each is kept, and found again."""
+    here, recalled = wave, 0
+    for length in range(1, len(way) + 1):
+        key = stop(wave, way[:length])
+        found = context.recall(key)
+        recalled += found is not None
+        if found is None:
+            found = Wave(mixed(word, here.text, way[length - 1]))
+            context.keep(key, found, 1.0)
+            MADE.append(way[:length])
+        here = found
+        context.progress(length, len(way))
+    context.resume(recalled, len(way))
+    return Wave(here.text)
+
+
+@node("toy.climb", version=1)
+def climb(wave: Wave, context: Context, way: str = "ab") -> Wave:
+    """Goes on where it was before."""
+    LOG.append("toy.climb")
+    return walked("climb", wave, way, context)
+
+
 @node("toy.model", version=1)
 def model(name: str = "unet", size: Annotated[int, Ge(4)] = 200) -> Ref:
     """Refer to a model."""
@@ -238,7 +270,7 @@ def through(model: Ref, wave: Wave, context: Context) -> Wave:
 
 MODELS = (model, patch, through)
 PACK = (number, load, blob, encode, mix, decode, classify, join, choose, split, label, grid, scale, steps, recite)
-PACK += MODELS
+PACK += (*MODELS, climb)
 REGISTRY = Registry(PACK)
 
 

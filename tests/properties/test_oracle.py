@@ -8,6 +8,7 @@ from functools import cached_property
 from unittest.mock import patch
 
 import pytest
+import toys
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Flaky
 from oracle import check, scripts
@@ -212,7 +213,19 @@ def recollects_without_looking_at_files():
     return patch.object(Recollection, "stands", stands)
 
 
+def keeps_by_half_a_key():
+    """A node keeps what it makes on its way under the way alone, wherever it began."""
+    return patch.object(toys, "stop", lambda _, way: digest(way))
+
+
+def finds_a_stop_of_another_way():
+    """A node finds what it kept after as many steps."""
+    return patch.object(toys, "stop", lambda wave, way: digest(wave.text, len(way)))
+
+
 MISTAKES = [
+    keeps_by_half_a_key,
+    finds_a_stop_of_another_way,
     recollects_without_looking_at_files,
     gives_fused_results_to_the_wrong_calls,
     mixes_up_calls_when_others_join,
