@@ -318,7 +318,6 @@ class Run:
         """Take what a call gave, or the exception in its place. Raises Cancelled and FileChanged."""
         self.flying.discard(call.position)
         warnings = self._warned[call.position] = tuple(call.context.warnings)
-        self._resumed[call.position] = call.context.resumed
         try:
             self._check_inputs(call)
             if isinstance(result, BaseException):
@@ -340,6 +339,7 @@ class Run:
             self._touched.add(identity)
             self._keep(identity, value, cost)
         self.ran[call.position] = call.seconds
+        self._resumed[call.position] = call.context.resumed
         self.survey.finish(call.position, ids)
         for identity in ids:
             self.resources.store.unpin(identity)

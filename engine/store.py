@@ -5,7 +5,8 @@ the host; when that is full, it goes, and only the disk still has it. Pinned val
 needs) stay where they are, also over the budget, until they are unpinned.
 
 Interim values, which nodes keep on their way, lie on the device alone, and have a share of its budget at most: they
-compete with results for that share, by what they save a byte, and the rest is the results' own.
+compete with results for that share, by what they save a byte, and the rest is the results' own. Beyond it the oldest
+of them go, and no result ages by that.
 """
 
 from collections import Counter
@@ -56,6 +57,11 @@ class Tier:
     def use(self, identity: Digest) -> None:
         """A value was wanted again."""
         self._policy.use(identity)
+        self.values[identity] = self.values.pop(identity)
+
+    def drop_oldest(self) -> None:
+        """Let the value go that was neither put nor wanted for the longest time; nothing else ages by that."""
+        self.drop(next(iter(self.values)))
 
     def seconds(self, identity: Digest) -> float:
         """What a value took to make."""
@@ -155,7 +161,7 @@ class Store:
         if size > self._interim_room:
             return
         while self._interim.held() + size > self._interim_room:
-            self._interim.give_up()
+            self._interim.drop_oldest()
         self._interim.put(identity, value, seconds, trim=False)
 
     def recall(self, identity: Digest) -> tuple[Socket, float] | None:

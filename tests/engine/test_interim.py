@@ -215,6 +215,12 @@ class TestTheShare:
         assert store.statement()["interim"] == 8000 * INTERIM_SHARE == 1000
         assert [name for name in names if store.recall(name.encode())] == names[-10:]
 
+    def test_no_result_ages_while_steps_take_each_others_places(self):
+        ledger = Ledger("cpu", 8000)
+        store = Store(ledger)
+        self.keep(store, *(f"step {number}" for number in range(1000)))
+        assert ledger.ageing.inflation == 0
+
     def test_what_was_recalled_stays_longer(self, store):
         names = [f"step {number}" for number in range(10)]
         self.keep(store, *names)

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from company import together
+from company import rounds, together
 from standins import DEPTH, LINES, PATCHED, PLAIN, TABLE, House, words
 
 from engine.errors import Cancelled
@@ -271,6 +271,15 @@ class TestCompany:
         for given, found in zip((first, second), made, strict=False):
             alone = sample(**{**given, "context": House().context(remembers=False)})
             torch.testing.assert_close(found.data, alone.data, rtol=0, atol=1e-4)
+
+    def test_a_call_that_joins_late_shares_only_the_rounds_that_it_needs(self, house):
+        first, late, other = (arguments(positive=edited(1, word), context=house.context()) for word in (3, 4, 5))
+        sample(**first)
+        house.counted()
+        made = rounds([other], {1: [late]})
+        assert [list(finished) for finished in made] == [[], [], [0], [1]]
+        assert [value for name, value in house.taken if name == "unet_calls"] == [2, 4, 4, 2]
+        assert house.counted() == (4, 10)
 
     def test_what_is_kept_holds_no_memory_of_its_company(self, house):
         calls = [arguments(cfg=1.0, noise=Noise((seed,)), context=house.context()) for seed in range(4)]
