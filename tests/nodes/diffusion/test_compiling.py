@@ -48,6 +48,7 @@ def test_whatever_has_a_row_per_latent_is_found():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 def test_what_is_compiled_gives_what_the_unet_gives_for_any_number_of_latents(unet, table):
     denoiser = Denoiser(CompiledUnet(unet), table)
     for count in (1, 3, 2, 5):
