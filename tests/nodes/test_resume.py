@@ -1,5 +1,6 @@
 """Runs that are answered from memory as far as earlier ones went the same way: how many UNet calls are left to make."""
 
+import hashlib
 from dataclasses import fields, replace
 
 import pytest
@@ -288,6 +289,32 @@ class TestCompany:
         assert len(kept) == 4 * STEPS
         for value in kept:
             assert value.nbytes() == 2 * START.data.nbytes
+
+
+class TestTheCostOfIt:
+    def test_contents_are_hashed_before_the_first_unet_call_and_never_again(self, house, monkeypatch):
+        """On an accelerator every hash waits for a copy."""
+        unet, hashed = house.shelf.models[PLAIN].unet, []
+
+        def counting_sha256(data):
+            hashed.append(unet.asked)
+            return hashlib.sha256(data)
+
+        monkeypatch.setattr("nodes.resume.sha256", counting_sha256)
+        sample(**arguments(positive=edited(1, 3), control=hint(start=0.5)), context=house.context())
+        assert hashed == [0] * 5, "two rows, the negative prompt, the hint and the noisy latents"
+
+    def test_nothing_is_compared_while_nothing_is_known(self, house, monkeypatch):
+        monkeypatch.setattr("torch.equal", lambda *_: pytest.fail("this waits for an accelerator"))
+        sample(**arguments(), context=house.context())
+
+    def test_a_result_costs_what_its_steps_cost_wherever_they_were_made(self, house):
+        context = house.context()
+        sample(**arguments(), context=house.context())
+        sample(**arguments(), context=context)
+        kept = [house.store._interim.seconds(identity) for identity in house.store.identities()]
+        assert context.spared == pytest.approx(sum(kept))
+        assert context.spared > 0
 
 
 class TestTheSafetyOfIt:
