@@ -16,6 +16,7 @@ from engine.batch import LATER, Batch, Done, Stage
 from engine.budget import size_text
 from engine.digest import Digest
 from engine.event import NodeStarted
+from engine.models import ModelRef
 from engine.run import Call, Kind, Resources, Run
 
 FUSED = 32
@@ -79,7 +80,10 @@ class Loop:
                 run.ended, call = end, None
             if call is not None:
                 self._begin([call])
-                self._work(Batch([call]))
+                if self._has_room(call):
+                    self._work(Batch([call]))
+                else:
+                    self._put_aside([call])
             over = (run.ended is not None or run.idle) and not run.flying
             stepped = stepped or call is not None or over
         return stepped
@@ -93,6 +97,14 @@ class Loop:
         finally:
             for each in left:
                 each.close()
+
+    def _has_room(self, call: Call) -> bool:
+        """Whether the models that a call is given find room beside those of the steps on their way together."""
+        if self._open is None:
+            return True
+        given = [value if isinstance(value, tuple) else (value,) for value in call.arguments.values()]
+        models = [each for values in given for each in values if isinstance(each, ModelRef)]
+        return not models or self._resources.models.fit(models, self._resources.device.name)
 
     def _complete(self, run: Run) -> bool:
         try:
@@ -125,10 +137,10 @@ class Loop:
             self._set_aside.extendleft(reversed(left[1:]))
 
     def _still_wanted(self, batch: Batch) -> Batch | None:
-        """A batch that was set aside without the calls of runs that have ended since."""
-        wanted = [call for call in batch.calls if call.run.ended is None]
+        """A batch that was set aside, without calls of runs that are over, and without what others have made since."""
+        wanted = [call for call in batch.calls if call.run.ended is None and call.run.made(call.position) is None]
         for call in batch.calls:
-            if call.run.ended is not None:
+            if call not in wanted:
                 self._settle(call, LATER)
         return Batch(wanted, stage=batch.stage, freed=batch.freed) if wanted else None
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from engine.budget import Ledger, size_text
 from engine.digest import Digest
-from engine.errors import FileChanged
+from engine.errors import CalotypeError, FileChanged
 from engine.eviction import Entry
 from engine.file import Files
 from engine.garbage import uncollected
@@ -125,6 +125,13 @@ class ModelPool:
         """Nobody needs the module for this call any more; it stays until its bytes are wanted."""
         self._holds[self._keys[ref]] -= 1
 
+    def fit(self, refs: Iterable[ModelRef[Any]], place: str) -> bool:
+        """Whether models find room on the device beside those that are in use, as far as their size is known."""
+        with self._lock:
+            wanted = {ref.identity(): ref for each in refs for ref in _with_bases(each)}
+            sizes = (self._expected(key, ref, place) for key, ref in wanted.items() if self._unheld(key))
+            return self.here.in_use() + sum(sizes) <= self.here.ledger.capacity
+
     def foresee(self, refs: Iterable[ModelRef[Any]]) -> None:
         """Have the system read the files of models that will be asked for, while something else computes.
 
@@ -197,6 +204,12 @@ class ModelPool:
         with self._lock:
             self._admit(key, _Model(module, size, size, seconds, None if base is None else self._keys[base]))
         return module
+
+    def _expected(self, key: Digest, ref: ModelRef[Any], place: str) -> int:
+        try:
+            return self._sizes.get(key) or ref.expected_bytes(self._files, place)
+        except (CalotypeError, OSError, ValueError):
+            return 0  # whoever asks for it is told
 
     def _admit(self, key: Digest, model: _Model) -> None:
         """Count a module that was loaded, and hold it for whoever asked."""
@@ -279,6 +292,12 @@ class ModelPool:
             self._models[model.base].above.discard(key)
         if model.parked is None:
             self._holds[model.base] -= 1
+
+
+def _with_bases(ref: ModelRef[Any] | None) -> Iterator[ModelRef[Any]]:
+    while ref is not None:
+        yield ref
+        ref = ref.base
 
 
 def _found(ref: ModelRef[Any], files: Files) -> Sequence[Path]:

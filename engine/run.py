@@ -197,14 +197,17 @@ class Run:
 
     def take(self, position: int) -> bool:
         """Settle a step with what another run has made of it, if so."""
-        key = self.survey.marks[position].key
-        assert key is not None
-        trace = self.resources.traces.get(key)
-        if trace is None or not all(self.survey.available(identity) for identity in trace.outputs):
-            return False
-        self.shared.add(position)
-        self.survey.finish(position, trace.outputs)
-        return True
+        made = self.made(position)
+        if made is not None:
+            self.shared.add(position)
+            self.survey.finish(position, made)
+        return made is not None
+
+    def made(self, position: int) -> tuple[Digest, ...] | None:
+        """What a step that is ready gives, where that is there already."""
+        trace = self.resources.traces.get(self.key(position))
+        there = trace is not None and all(self.survey.available(identity) for identity in trace.outputs)
+        return trace.outputs if trace is not None and there else None
 
     def key(self, position: int) -> Digest:
         """The key of a step that is ready."""

@@ -51,6 +51,10 @@ class Shelf:
         """Bytes of all models."""
         return self._bytes
 
+    def in_use(self) -> int:
+        """Bytes of those that may not go."""
+        return sum(size for key, size in self._sizes.items() if not self._free(key))
+
     def cheapest(self) -> float | None:
         """Priority of the model to give up first; None when all are in use."""
         key = self._victim()

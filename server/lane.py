@@ -8,11 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from engine.context import CancelToken
 from engine.engine import Engine, Order, Outcome, Result
 from engine.errors import CalotypeError, Cancelled, GraphError, NodeFailed, Problem
 from server.answers import Painter
@@ -25,29 +23,13 @@ from server.queue import FairQueue, Waiting
 from server.story import Lasting, Outbox, Story
 from server.stream import Streams
 from server.submission import Answer, Prepared, Preparer, compact
+from server.turn import Job, Turn
 
 FINISHING = 16
 """Results that may wait to be written; the engine pauses beyond that."""
 AGAIN = 2.0
 """Seconds until a write is tried again that the disk refused."""
 _log = logging.getLogger("calotype.server")
-
-
-@dataclass(eq=False)
-class Job:
-    """A run that was taken."""
-
-    waiting: Waiting
-    story: Story
-    token: CancelToken = field(default_factory=CancelToken)
-    prepared: Prepared | None = None
-    unwanted: bool = False
-    """Its client has cancelled it."""
-
-    @property
-    def id(self) -> str:
-        """The run's id."""
-        return self.waiting.id
 
 
 class Lane:
@@ -199,42 +181,65 @@ class Lane:
 
     def _work(self) -> None:
         while jobs := self._take():
-            began = time.perf_counter()
-            try:
-                self._run(jobs)
-            except HistoryError as error:
-                self._put_back(jobs, error)
-            except Exception:  # noqa: BLE001  the lane goes on, whatever happened to these
-                self._fail(jobs)
-            seconds = (time.perf_counter() - began) / len(jobs)
-            with self._change:
-                for job in jobs:
-                    self._queue.charge(job.waiting.client, seconds)
+            if ready := self._begin(jobs):
+                self._run(Turn(ready[0].waiting.models), ready)
+            elif self.trouble:
+                self._rest()
 
     def _take(self) -> list[Job]:
         """The runs to take next, once there are any; none when the service stops."""
         with self._change:
             while not self._stopping and (self._paused or not len(self._queue)):
                 self._change.wait()
-            if self._stopping:
-                return []
-            taken = self._queue.take(self._together)
-            jobs = [Job(waiting, Story(waiting.id, self, self._front, self._metrics)) for waiting in taken]
-            self._running.update({job.id: job for job in jobs})
-            return jobs
+            return [] if self._stopping else self._taken(self._together)
 
-    def _run(self, jobs: Sequence[Job]) -> None:
-        """Run what was taken. Raises HistoryError where it cannot be written down that they run."""
-        started = set(self._history.start([job.id for job in jobs]).result())
-        self.trouble = None
-        for job in jobs:
-            if job.id not in started:
-                self._drop(job)
-        ready = [job for job in jobs if job.id in started and self._prepare(job)]
-        orders = [
-            Order(job.prepared.graph, job.prepared.wanted, None, job.story, job.token) for job in ready if job.prepared
+    def _taken(self, most: int, among: frozenset[str] | None = None) -> list[Job]:
+        jobs = [
+            Job(waiting, Story(waiting.id, self, self._front, self._metrics))
+            for waiting in self._queue.take(most, among)
         ]
-        self._engine.together(orders, lambda index, outcome: self._hand_over(ready[index], outcome))
+        self._running.update({job.id: job for job in jobs})
+        return jobs
+
+    def _begin(self, jobs: Sequence[Job]) -> list[Job]:
+        """Write down that runs that were taken run now; returns those that can. The others end, or wait again."""
+        try:
+            started = set(self._history.start([job.id for job in jobs]).result())
+            self.trouble = None
+            for job in jobs:
+                if job.id not in started:
+                    self._drop(job)
+            return [job for job in jobs if job.id in started and self._prepare(job)]
+        except HistoryError as error:
+            self._put_back(jobs, error)
+        except Exception:  # noqa: BLE001  the lane goes on, whatever happened to these
+            self._fail(jobs)
+        return []
+
+    def _run(self, turn: Turn, jobs: Sequence[Job]) -> None:
+        """See runs to their end, and those that come meanwhile and can join them."""
+        try:
+            self._engine.together(turn.join(jobs), partial(self._hand_over, turn), partial(self._more, turn))
+        except Exception:  # noqa: BLE001  the lane goes on, whatever happened to these
+            left = turn.left()
+            for job in left:
+                self._leave(turn, job)
+            self._fail(left)
+
+    def _more(self, turn: Turn) -> list[Order]:
+        """Runs that have come meanwhile, as long as the next one can join those that the engine has in hand."""
+        with self._change:
+            room = self._together - len(turn)
+            if self._stopping or self._paused or self.trouble or room <= 0:
+                return []
+            jobs = self._taken(room, turn.models)
+        return turn.join(self._begin(jobs)) if jobs else []
+
+    def _leave(self, turn: Turn, job: Job) -> None:
+        """A run is through: its client has used what it used."""
+        seconds = turn.leave(job)
+        with self._change:
+            self._queue.charge(job.waiting.client, seconds)
 
     def _prepare(self, job: Job) -> bool:
         text, row = self._history.graph_of(job.id), self._history.run(job.id)
@@ -245,8 +250,10 @@ class Lane:
             return False
         return True
 
-    def _hand_over(self, job: Job, outcome: Outcome) -> None:
+    def _hand_over(self, turn: Turn, index: int, outcome: Outcome) -> None:
         """Have a finished run written down on another thread, so that the device need not wait."""
+        job = turn[index]
+        self._leave(turn, job)
         if isinstance(outcome, Cancelled) and not job.unwanted:
             self._requeue(job)
             return
@@ -293,9 +300,8 @@ class Lane:
                 if self.trouble is None:
                     _log.error("results cannot be written, trying again: %s", error)
                 self.trouble = str(error)
-            with self._change:
-                if self._change.wait_for(lambda: self._stopping, AGAIN):
-                    return None
+            if self._rest():
+                return None
 
     def _close(
         self,
@@ -338,7 +344,11 @@ class Lane:
             for job in jobs:
                 if self._running.pop(job.id, None):
                     self._queue.add(job.waiting)
-            self._change.wait_for(lambda: self._stopping, AGAIN)
+
+    def _rest(self) -> bool:
+        """Wait until it may be tried again; whether the service stops."""
+        with self._change:
+            return self._change.wait_for(lambda: self._stopping, AGAIN)
 
     def _requeue(self, job: Job) -> None:
         """A run that the end of the service interrupts waits for the next start."""

@@ -90,17 +90,20 @@ class FairQueue:
         self._clocks[client] = self._clocks.get(client, 0.0) + seconds
         self._expected = seconds if self._expected is None else self._expected + (seconds - self._expected) / _RECENT
 
-    def take(self, together: int = 1) -> list[Waiting]:
+    def take(self, together: int = 1, among: frozenset[str] | None = None) -> list[Waiting]:
         """Take out the next run, and up to `together` - 1 more of the same priority and the same models.
 
         These come in fair order too, each counted at the expected seconds of a run; what they really took is for
-        `charge` to say. All others stay where they are.
+        `charge` to say. All others stay where they are. `among` are the models of runs that they are to join: nothing
+        is taken where the next run has others, so that it has its turn before further ones of those.
         """
         if not self._runs:
             return []
         level = self._levels[max(self._levels)]
         ahead = level[min(level, key=self._precedence)]
         models = min(ahead, key=lambda models: ahead[models][0])
+        if among is not None and models != among:
+            return []
         lines = {client: by_models[models] for client, by_models in level.items() if models in by_models}
         chosen = list(islice(self._fairly(lines, dict(self._clocks), dict(self._turns)), together))
         return [self._serve(run) for run in chosen]

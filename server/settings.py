@@ -60,7 +60,7 @@ class Limits(Section):
 class Queue(Section):
     """How waiting runs are taken."""
 
-    together: Count = Field(default=8, description="Runs taken together at most, to share their work.")
+    together: Count = Field(default=8, description="Runs in hand at a time at most, to share their work.")
     attempts: Count = Field(
         default=10, description="Times a run may bring the process down before it counts as failed."
     )

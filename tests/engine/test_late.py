@@ -375,6 +375,54 @@ class TestMemory:
         assert tries == [1, 1, 4]
         assert walk.rounds == [[1, 2], [2], [2], [2]]
 
+    @pytest.mark.parametrize(("memory", "made"), [(300, [2, 3]), (250, [3, 3])])
+    def test_a_step_whose_model_finds_no_room_beside_theirs_waits_until_they_are_through(self, walk, memory, made):
+        """The calls hold 200 bytes of model; the step wants 100."""
+        places, held = [], []
+
+        def step(waiting):
+            waiting[0]["context"].model(waiting[0]["model"])
+            return Walk.step(walk, waiting)
+
+        @node("toy.develop", version=1)
+        def develop(model: Ref, blob: Blob, context: Context) -> Blob:
+            """Needs a model of its own."""
+            context.model(model)
+            places.append(len(walk.rounds))
+            held.append(house.held()["models"])
+            return Blob(f"{blob.text}, developed")
+
+        walk.step = step
+        house = engine(walk.node, develop, memory=memory)
+        nodes = {
+            "unet": ("toy.model", {"name": "unet", "size": 200}),
+            "vae": ("toy.model", {"name": "vae", "size": 100}),
+            **{f"a{n}": ("toy.walk", {"seed": n, "steps": n}, {"model": "unet"}) for n in (2, 3)},
+            **{f"b{n}": ("toy.develop", {}, {"model": "vae", "blob": f"a{n}"}) for n in (2, 3)},
+        }
+        result = house.run(graph({name: name for name in ("b2", "b3")}, nodes))
+        assert [result[name].text for name in ("b2", "b3")] == ["walk 2, developed", "walk 3, developed"]
+        assert places == made
+        assert max(held) <= memory
+
+    def test_equal_steps_of_two_runs_that_were_set_aside_are_made_once(self, walk):
+        made = []
+
+        @node("toy.large", version=1)
+        def large(blob: Blob) -> Blob:
+            """Needs all memory."""
+            if len(walk.rounds) < 4:
+                raise MemoryError
+            made.append(blob.text)
+            return Blob("large")
+
+        nodes = {"a": ("toy.blob", {"text": "same"}), "b": ("toy.large", {}, {"blob": "a"})}
+        wanting = graph({"image": "b"}, nodes)
+        _, second, third = run(engine(walk.node, large), [steps(1, 4)], [[], [wanting, wanting]])
+        assert made == ["same"]
+        assert (second["image"], third["image"]) == (Blob("large"), Blob("large"))
+        assert walk.rounds == [[1]] * 4
+
     def test_a_step_that_was_set_aside_is_not_made_for_a_run_that_is_over_by_then(self, walk):
         tries, token = [], CancelToken()
 

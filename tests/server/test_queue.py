@@ -123,6 +123,31 @@ def test_a_batch_has_one_priority():
     assert ids(queue.take(8)) == ["high"]
 
 
+def test_those_that_join_others_have_their_models_and_only_while_one_of_them_is_next():
+    queue = filled(waiting("a0", models="x"), waiting("a1", models="y"), waiting("a2", models="x"), waiting("a3"))
+    assert queue.take(8, frozenset("y")) == []
+    assert ids(queue.take(1, frozenset("x"))) == ["a0"]
+    assert queue.take(8, frozenset("x")) == []
+    assert ids(queue.take(8, frozenset("y"))) == ["a1"]
+    assert queue.order() == ["a2", "a3"]
+
+
+def test_none_that_is_more_urgent_is_passed_by_those_that_join():
+    queue = filled(waiting("a0", models="x"), waiting("b0", "b", priority=1, models="y"))
+    assert queue.take(8, frozenset("x")) == []
+
+
+def test_a_client_whose_runs_join_those_before_them_passes_no_other_for_long():
+    """Each that is through is charged, as every run is."""
+    queue, joined = filled(waiting("b", "other", models="y"), *[waiting(f"a{n}", models="x") for n in range(50)]), 0
+    queue.charge("other", 10.0)
+    while found := queue.take(1, frozenset("x")):
+        queue.charge(found[0].client, 1.0)
+        joined += 1
+    assert joined == 10
+    assert ids(queue.take()) == ["b"]
+
+
 # Moving
 
 
@@ -250,6 +275,14 @@ def test_what_is_taken_together_is_the_beginning_of_the_order_where_all_are_alik
     queue = added([replace(run, priority=0, models=frozenset()) for run in of(found)])
     expected = queue.order()[:together]
     assert ids(queue.take(together)) == expected
+
+
+@given(RUNS, st.integers(1, 9), st.sampled_from(["", "x", "xy"]))
+def test_those_that_join_others_are_those_that_would_be_taken_next(found, together, models):
+    queue, expected = added(of(found)), added(of(found)).take(together)
+    joining = queue.take(together, frozenset(models))
+    assert joining in ([], expected)
+    assert bool(joining) == (expected != [] and expected[0].models == frozenset(models))
 
 
 BACKLOG = st.lists(st.sampled_from(["", "x", "xy"]), min_size=25, max_size=25)

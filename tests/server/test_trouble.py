@@ -188,6 +188,19 @@ def test_a_server_that_is_stopped_on_a_full_disk_goes_on_with_what_waited(hatch)
     assert intact(server)
 
 
+def test_a_run_that_joined_another_waits_with_it_for_the_next_start(hatch):
+    server = hatch(twist=HASTY_END).start()
+    runs = []
+    for seed in (21, 22):
+        runs.append(submitted(server, sample_graph(seed, steps=100)).json()["id"])
+        until(server, lambda document: document["state"] == "running", f"/v1/runs/{runs[-1]}")
+    server.stop()
+    server.start()
+    assert [finished(server, run)["state"] for run in runs] == ["done", "done"]
+    server.stop()
+    assert intact(server)
+
+
 def test_an_upload_that_finds_no_room_is_refused_and_leaves_nothing_behind(hatch):
     server = hatch().start()
     stream = io.BytesIO()
