@@ -12,6 +12,7 @@ from engine import errors
 from engine.context import CancelToken, Context
 from engine.engine import Order, Result
 from engine.event import NodeStarted, Outcome
+from engine.host import Host
 from engine.node import node
 
 
@@ -463,6 +464,39 @@ class TestMemory:
         house.run(graph({name: name for name in ("p1", "p2")}, nodes))
         assert held == [1]
         assert sum(pool._holds.values()) == 0
+
+
+class TestPace:
+    def test_the_device_is_waited_for_only_where_something_is_finished(self, walk):
+        """Else the next round is prepared while it computes."""
+        waits = []
+
+        class Noting(Host):
+            def sync(self):
+                waits.append("whole")
+
+            def pace(self):
+                waits.append("round before")
+
+        run(engine(walk.node, device=Noting()), [steps(1, 4), steps(2, 2)])
+        assert walk.rounds == [[1, 2], [1, 2], [1], [1]]
+        assert waits == ["round before", "whole", "round before", "whole"]
+
+    @pytest.mark.gpu
+    def test_the_host_is_a_round_ahead_of_the_device_and_no_more(self):
+        from engine.device import Device  # noqa: PLC0415  nothing else here needs torch
+
+        torch = pytest.importorskip("torch")
+        device = Device("cuda")
+        ends, matrix = [], torch.randn(4096, 4096, device=device.name)
+        for _ in range(8):
+            for _ in range(20):
+                matrix = (matrix @ matrix).softmax(1)
+            ends.append(torch.cuda.Event())
+            ends[-1].record()
+            device.pace()
+            assert all(end.query() for end in ends[:-1])
+        assert not ends[-1].query()
 
 
 class TestSeconds:
