@@ -87,6 +87,11 @@ class Trail:
         self._recalled += 1
         return found.answer()
 
+    @property
+    def place(self) -> Digest | None:
+        """What the question that was asked last is known by; None where nothing is remembered."""
+        return self._key
+
     def keep(self, question: Question, answer: Predicted, seconds: float) -> None:
         """Keep the answer to the question that was asked last, which took so many seconds."""
         if self._key is not None:
@@ -121,6 +126,22 @@ class Trail:
         if id(clause) not in self._clauses:
             self._clauses[id(clause)] = clause, digest(content(clause))
         return self._clauses[id(clause)][1]
+
+
+def firsts(questions: Sequence[tuple[Digest | None, Question]]) -> list[int]:
+    """For each of many questions with their places the number of the first that is the very same, bit by bit.
+
+    Cells of a sweep that part late ask the same at first.
+    """
+    known: dict[Digest, list[int]] = {}
+    found = []
+    for number, (place, question) in enumerate(questions):
+        others = [] if place is None else known.setdefault(place, [])
+        same = next((other for other in others if _alike(questions[other][1].x, question.x)), number)
+        if same == number:
+            others.append(number)
+        found.append(same)
+    return found
 
 
 def content(value: object) -> object:

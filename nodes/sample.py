@@ -13,6 +13,7 @@ import torch
 from annotated_types import Ge, Le
 
 from engine.context import Context
+from engine.digest import Digest
 from engine.errors import Cancelled
 from engine.node import Arguments, Rounds, node
 from nodes.diffusion.compiling import compiled
@@ -26,7 +27,7 @@ from nodes.diffusion.step import AnySteps, Predicted
 from nodes.diffusion.table import NoiseSchedule
 from nodes.noise import streams
 from nodes.options import keywords, limits
-from nodes.resume import Trail
+from nodes.resume import Trail, firsts
 from nodes.steering import check_prompts, concatenated, controls, kept, spoken
 from nodes.types import (
     Colours,
@@ -148,6 +149,8 @@ class _Asked:
 
     call: _Call
     question: Question
+    place: Digest | None
+    """What the question is known by on the call's trail."""
     seconds: float = 0.0
     """Its share of what the answers of its round took."""
 
@@ -239,7 +242,10 @@ def sample(
 
 
 class _Answering:
-    """Answers the questions of calls of one model, round by round; the first that takes part in one counts for all."""
+    """Answers the questions of calls of one model, round by round; the first that takes part in one counts for all.
+
+    What several calls ask at once is computed once.
+    """
 
     def __init__(self, call: _Call) -> None:
         """Any call of that model will do."""
@@ -252,11 +258,13 @@ class _Answering:
     def __call__(self, asked: Sequence[_Asked]) -> list[Predicted]:
         self._context = asked[0].call.context
         began = perf_counter()
-        answers = self._denoiser([each.question for each in asked])
+        chosen = firsts([(each.place, each.question) for each in asked])
+        distinct = list(dict.fromkeys(chosen))
+        answers = dict(zip(distinct, self._denoiser([asked[number].question for number in distinct]), strict=True))
         share = (perf_counter() - began) / len(asked)
         for each in asked:
             each.seconds = share
-        return answers
+        return [answers[number] for number in chosen]
 
     def _count(self, latents: int) -> None:
         self._context.measure("unet_calls", latents)
@@ -449,7 +457,7 @@ def _reported(
         for done in count(1):
             answer = trail.recall(question)
             if answer is None:
-                answer = yield (asked := _Asked(call, question))
+                answer = yield (asked := _Asked(call, question, trail.place))
                 trail.keep(question, answer, asked.seconds)
             call.context.progress(min(done, total), total, partial(_picture, call, answer.guided))
             question = run.send(answer)

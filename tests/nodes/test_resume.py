@@ -273,6 +273,29 @@ class TestCompany:
             alone = sample(**{**given, "context": House().context(remembers=False)})
             torch.testing.assert_close(found.data, alone.data, rtol=0, atol=1e-4)
 
+    def test_what_several_calls_ask_at_once_is_computed_once(self, house):
+        calls = [arguments(positive=edited(1, word), context=house.context()) for word in (3, 4, 5)]
+        made = together([*calls, arguments(noise=Noise((6,)), context=house.context())])
+        assert [value for name, value in house.taken if name == "unet_calls"] == [4] * 5 + [8] * 3
+        for given, found in zip(calls, made, strict=False):
+            alone = sample(**{**given, "context": House().context(remembers=False)})
+            torch.testing.assert_close(found.data, alone.data, rtol=0, atol=1e-4)
+        house.counted()
+        for given, found in zip(calls, made, strict=False):
+            assert torch.equal(sample(**{**given, "context": house.context()}).data, found.data)
+        assert house.counted() == (0, 3 * 8)
+
+    def test_what_is_asked_at_once_of_other_latents_is_not_taken_for_the_same(self, house, monkeypatch):
+        monkeypatch.setattr("nodes.resume.Trail._root", lambda *_: b"")
+        made = together([arguments(noise=Noise((seed,)), context=house.context()) for seed in (5, 6)])
+        for seed, found in zip((5, 6), made, strict=True):
+            alone = sample(**arguments(noise=Noise((seed,))), context=House().context(remembers=False))
+            torch.testing.assert_close(found.data, alone.data, rtol=0, atol=1e-4)
+
+    def test_where_nothing_is_remembered_all_is_computed(self, house):
+        together([arguments(context=house.context(remembers=False)) for _ in range(2)])
+        assert [value for name, value in house.taken if name == "unet_calls"] == [4] * 8
+
     def test_a_call_that_joins_late_shares_only_the_rounds_that_it_needs(self, house):
         first, late, other = (arguments(positive=edited(1, word), context=house.context()) for word in (3, 4, 5))
         sample(**first)

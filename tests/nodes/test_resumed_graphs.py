@@ -158,6 +158,14 @@ def test_pictures_of_a_batch_are_changed_late_together(engine):
     assert calls == ([2] * 6 if engine.exact else [4] * 3)
 
 
+def test_cells_of_a_sweep_that_part_late_are_one_until_then(engine):
+    prompts = [f"a [fox:{word}:0.5]" for word in ("dog", "cat", "owl")]
+    result, calls = run(engine, picture().replace(sweep={"batch": {"prompt": prompts}}), ["image"])
+    assert calls == ([2] * (8 + 3 + 3) if engine.exact else [2] * 5 + [6] * 3)
+    alone = run(engine, picture().set(prompt=prompts[1]), ["image"])[0]
+    assert torch.equal(alone["image"].data, result["image-2"].data)
+
+
 def test_results_are_kept_and_steps_are_not_when_there_is_no_room(engine):
     """A step is no result: what it saves is made again."""
     run(engine, picture())
