@@ -44,6 +44,8 @@ class Loop:
         """Whether another run may have made what a step gives."""
         self._open: Batch | None = None
         """The steps that are on their way together."""
+        self._awaited: set[Digest] = set()
+        """Keys of calls under way that other steps equal, which wait for what they give."""
         self._asked = False
         """Whether there may have been further runs before this round."""
         self._set_aside: deque[Batch] = deque()
@@ -155,8 +157,10 @@ class Loop:
             if len(calls) == room:
                 break
             if (key := run.key(position)) in known:
-                continue  # it is ready again when that call is finished
-            if (call := run.call(position)) is not None:
+                self._awaited.add(key)
+            elif self._company and run.take(position):
+                del run.postponed[position]
+            elif (call := run.call(position)) is not None:
                 known.add(key)
                 calls.append(call)
         self._begin(calls)
@@ -228,11 +232,12 @@ class Loop:
                 call.run.settle(call, result)
         except (errors.Cancelled, errors.FileChanged) as end:
             call.run.ended = call.run.ended or end.with_traceback(None)
-        if call.step.definition.many is not None:
+        if key in self._awaited:
             self._look_again(key)
 
     def _look_again(self, key: Digest) -> None:
         """Whoever waited for an equal call finds what it gave, or is called itself."""
+        self._awaited.discard(key)
         for run in self._active:
             for position in [each for each in run.postponed if run.key(each) == key]:
                 run.again(position)
