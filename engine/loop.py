@@ -130,8 +130,9 @@ class Loop:
     def _round(self) -> None:
         """Take all that is on its way one round further, with what may join it."""
         self._asked = False
-        while self._open is None and self._set_aside:
-            self._open = self._still_wanted(self._set_aside.popleft())
+        self._set_aside = deque(filter(None, map(self._still_wanted, self._set_aside)))
+        if self._open is None and self._set_aside:
+            self._open = self._set_aside.popleft()
         self._join()
         if self._open is not None:
             left = self._advance(self._open)
@@ -141,6 +142,8 @@ class Loop:
     def _still_wanted(self, batch: Batch) -> Batch | None:
         """A batch that was set aside, without calls of runs that are over, and without what others have made since."""
         wanted = [call for call in batch.calls if call.run.ended is None and call.run.made(call.position) is None]
+        if len(wanted) == len(batch.calls):
+            return batch
         for call in batch.calls:
             if call not in wanted:
                 self._settle(call, LATER)

@@ -433,12 +433,14 @@ class TestMemory:
             tries.append(len(walk.rounds))
             raise MemoryError
 
-        walk.meets = {3: token.cancel}
+        walk.meets, ended = {3: token.cancel}, []
         nodes = {"a": ("toy.walk", {"seed": 1, "steps": 1}), "b": ("toy.large", {}, {"blob": "a"})}
-        outcomes = run(engine(walk.node, large), [Order(graph({"image": "b"}, nodes), token=token), steps(2, 4)])
+        orders = [Order(graph({"image": "b"}, nodes), token=token), steps(2, 9)]
+        outcomes = run(engine(walk.node, large), orders, done=lambda index, _: ended.append((index, len(walk.rounds))))
         assert isinstance(outcomes[0], errors.Cancelled)
         assert outcomes[1]["image"] == Blob("walk 2")
         assert tries == [1, 1]
+        assert ended == [(0, 4), (1, 9)]
 
     def test_models_are_given_back_when_the_calls_that_asked_for_them_are_finished(self):
         held = []
