@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from pipelines import ONE, UP, seeded
 from torch import nn
 
 from nodes.diffusion.precision import number_format
-from pipelines import ONE, UP, seeded
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
