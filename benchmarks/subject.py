@@ -94,6 +94,7 @@ class Subject:
         family = "StableDiffusionXL" if self.model == "sdxl" else "StableDiffusion"
         more = {} if self.model == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
         dtype = torch.float32 if self.device == "cpu" else torch.float16
+        diffusers.utils.logging.set_verbosity_error()
         with quiet():
             made = getattr(diffusers, f"{family}{kind}Pipeline").from_pretrained(self.folder, dtype=dtype, **more)
         made.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
