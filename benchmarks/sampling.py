@@ -19,7 +19,7 @@ from nodes.types import Unet
 
 QUESTION = "How much does sampling cost on top of the UNet calls that it makes?"
 LIMIT = 1.03
-ROUNDS = {"pocket": 9, "sd15": 3, "sdxl": 3}
+ROUNDS = {"pocket": 9, "sd15": 2, "sdxl": 2}
 PICTURES = {"cpu": (1, 8), "cuda": (1, 8)}
 CFG = 5.0
 

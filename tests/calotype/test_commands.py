@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import pocket
+from calotype import __version__
 from calotype.__main__ import main
 from calotype.library import INPUTS, find
 
@@ -455,3 +456,27 @@ print("loaded:", sorted({{"diffusers", "transformers"}} & set(sys.modules)))
     assert "loaded: ['diffusers', 'transformers']" in said[0]
     assert "loaded: []" in said[1]
     assert find("text2img").title() == "Text to image"
+
+
+@pytest.mark.parametrize(("main", "found"), [("from calotype.__main__ import main", ""), ("main = sys.exit", "looked")])
+def test_a_command_ends_without_looking_for_garbage(main, found):
+    probe = f"""
+import sys
+sys.argv = ["calotype", "--version"]
+{main}
+
+class Garbage:
+    def __del__(self, said=sys.__stdout__.write):
+        said("looked")
+
+def left():
+    garbage = Garbage()
+    garbage.itself = garbage
+
+try:
+    main()
+except SystemExit:
+    left()
+"""
+    said = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stdout
+    assert said.removeprefix(f"calotype {__version__}").strip() == found
