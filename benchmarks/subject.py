@@ -74,14 +74,9 @@ class Subject:
         """Steps of a run."""
         return STEPS[self.device][self.model]
 
-    @property
-    def goals(self) -> bool:
-        """Whether this is what the goals for a CPU are about."""
-        return (self.model, self.device) == ("pocket", "cpu")
-
-    def engine(self) -> Engine:
-        """An engine that finds the model."""
-        return Engine(device=self.device)
+    def engine(self, *, compiled: bool = False) -> Engine:
+        """An engine on the device."""
+        return Engine(device=self.device, compiled=compiled)
 
     def graph(self, name: str, **settings: Any) -> Graph:
         """A saved graph with this model at its size."""
