@@ -87,7 +87,7 @@ def _notes(subject: Subject) -> tuple[str, ...]:
     return (
         f"{subject}; DPM++ 2M Karras, CFG {CFG:g}; the prompts are encoded anew, the PNG holds graph and seed.",
         (
-            "Compiled: `Engine(compiled=True)`, and `torch.compile` of the pipeline's UNet with its defaults. The first "
+            "Compiled: `Engine(compiled=True)`, and `torch.compile` of the pipeline's UNet, its defaults. The first "
             "picture, which compiles, is not counted."
         ),
     )

@@ -14,7 +14,7 @@ from benchmarks import pipeline
 from benchmarks.measure import Answer, Beside, Goal, Row, medians, timed
 
 QUESTION = "How long until the command line answers, hands out a picture that is there already, and makes one?"
-ROUNDS, COLD_ROUNDS = 7, 5
+ROUNDS, COLD_ROUNDS = 5, 3
 COLD = 1.1
 PEER = "import diffusers, torch"
 HEAVY = ("diffusers", "transformers")
