@@ -65,6 +65,7 @@ def test_after_an_equal_value_peers_go_on_unless_it_is_small(size, again):
 
 
 @pytest.mark.parametrize("name", work.EVENINGS)
-def test_a_recorded_evening_costs_us_every_call_once(name):
+def test_a_recorded_evening_costs_us_every_call_once_at_most(name):
     recorded = work.trace.load(name)
-    assert work.replay(recorded, work.UNLIMITED, work.Gdsf).seconds == pytest.approx(recorded.compulsory())
+    once = recorded.compulsory()
+    assert 0.99 * once < work.replay(recorded, work.UNLIMITED, work.Gdsf).seconds < once + 1e-6
