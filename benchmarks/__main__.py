@@ -17,6 +17,7 @@ QUESTIONS = (
     "restart",
     "startup",
     "loading",
+    "unet",
     "sampling",
     "grid",
     "single",
