@@ -57,10 +57,8 @@ def _rows(subject: Subject, count: int) -> Iterator[Row]:
         },
         ROUNDS[subject.model],
     )
-    what = f"{count} latents"
-    yield Row(
-        f"{what}: keys and values of prompts known", costs["ours"], Beside("computed anew", costs["anew"]), NO_WORSE
-    )
+    what, anew = f"{count} latents", costs["anew"]
+    yield Row(f"{what}: keys and values of prompts known", costs["ours"], Beside("computed anew", anew), NO_WORSE)
     yield Row(f"{what}: channels side by side", anew, Beside("as they are stored", costs["stored"]), NO_WORSE)
     kept, given = (_in_processes(subject, count, keep=keep) for keep in (True, False))
     yield Row(f"{what}: freed memory kept", kept, Beside("given back, as glibc does", given), NO_WORSE)
