@@ -4,11 +4,10 @@ import copy
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nodes.diffusion import said
 from nodes.diffusion.denoise import Denoiser
-from nodes.diffusion.guidance import Clause, Guidance, Question
+from nodes.diffusion.guidance import Guidance, Question
 from nodes.diffusion.said import Conversation
 
 
@@ -137,32 +136,3 @@ def test_a_call_that_fails_leaves_the_network_as_it_was(unet, table):
     with pytest.raises(RuntimeError):
         denoiser([question(0, words(1)[:, :, :5])])
     assert not [layer for layer in said._projections(unet) if "forward" in vars(layer)]
-
-
-class Bans(TorchDispatchMode):
-    """Refuses what would make the host wait for an accelerator."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = str(function)
-        assert "_local_scalar_dense" not in name, name
-        assert "nonzero" not in name, name
-        return function(*args, **(kwargs or {}))
-
-
-def test_a_round_reads_no_number_off_a_tensor(unet, table):
-    clauses = (Clause(words(1), 0.6), Clause(words(3, 154), 0.4))
-
-    class Scheduled:
-        def at(self, call, calls, sigma):
-            return clauses
-
-    denoiser = Denoiser(unet, table)
-    asked = [question(0, words(1), words(2)), Question(question(1, words(1)).x, 3.0, Guidance(Scheduled(), words(2)))]
-    with Bans():
-        denoiser(asked)
-        denoiser(asked)
-
-
-def test_the_ban_is_one():
-    with Bans(), pytest.raises(AssertionError):
-        float(torch.ones(()))
