@@ -21,7 +21,7 @@ COLOURS = 256
 HEAD = """# Gallery
 
 Every saved graph, run on the embedded model. `make gallery` makes this page again. The model is tiny: it knows
-[eighteen things](../pocket/README.md) and one size, 128x128, so that larger pictures show parts of several.
+[forty things](../pocket/README.md) and one size, 128x128, so that larger pictures show parts of several.
 """
 
 OTHERS = """## With models of your own
