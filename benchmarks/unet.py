@@ -39,24 +39,19 @@ def _rows(subject: Subject, count: int) -> Iterator[Row]:
     inputs = _inputs(unet, count)
     conversation = Conversation()
     conversation.begin()
-    said = conversation.said(list(inputs[2].split(1)), inputs[2].shape[1])
+    said = conversation.said(torch.split(inputs[2], 1), inputs[2].shape[1])
 
     def remembering() -> None:
         with said.to(unet) as told:
             _call(unet, inputs[0], inputs[1], told)
 
-    costs = medians(
-        {
-            name: partial(timed, way)
-            for name, way in {
-                "ours": remembering,
-                "anew": partial(_call, unet, *inputs),
-                "stored": partial(_call, stored, *inputs),
-                "time": partial(_timesteps, unet, inputs[1]),
-            }.items()
-        },
-        ROUNDS[subject.model],
-    )
+    ways: dict[str, Callable[[], object]] = {
+        "ours": remembering,
+        "anew": partial(_call, unet, *inputs),
+        "stored": partial(_call, stored, *inputs),
+        "time": partial(_timesteps, unet, inputs[1]),
+    }
+    costs = medians({name: partial(timed, way) for name, way in ways.items()}, ROUNDS[subject.model])
     what, anew = f"{count} latents", costs["anew"]
     yield Row(f"{what}: keys and values of prompts known", costs["ours"], Beside("computed anew", anew), NO_WORSE)
     yield Row(f"{what}: channels side by side", anew, Beside("as they are stored", costs["stored"]), NO_WORSE)
