@@ -22,6 +22,9 @@ class Pretend(Device):
     def sync(self):
         """Nothing is ever under way."""
 
+    def pace(self):
+        """It is never behind."""
+
     def trim(self):
         """There are no blocks to give back."""
 

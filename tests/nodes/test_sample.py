@@ -273,7 +273,7 @@ def test_where_memory_is_scarce_a_unet_call_takes_one_latent_at_a_time(call, poo
     scarce["context"].again(scarce=True)
     found = sample(**scarce).data
     assert witness.taken == [("unet_calls", 1)] * 4
-    torch.testing.assert_close(found, sample(**call(**options)).data, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found, sample(**call(**options)).data, rtol=1e-4, atol=1e-4)
 
 
 def test_calls_share_unet_calls_whatever_their_steps_and_the_first_that_took_part_counts(call, pool):

@@ -1,7 +1,10 @@
 """A run that comes while another one samples joins it, if it is next and has the same models; else its turn comes."""
 
+import io
 import threading
 
+import numpy as np
+import PIL.Image
 import pytest
 from serving import Serving, mask_graph, sample_graph
 
@@ -63,11 +66,17 @@ def test_it_shares_the_calls_of_the_network_and_is_done_when_its_own_steps_are(c
 
 
 def test_its_picture_is_the_one_that_it_gives_alone(client, long):
-    joined = ended(client, submit(client, sample_graph(7002, steps=4)))
+    joined = pixels(client, ended(client, submit(client, sample_graph(7002, steps=4))))
     ended(client, long[0])
     client.delete("/v1/cache")
-    alone = ended(client, submit(client, sample_graph(7002, steps=4)))
-    assert joined["outputs"]["image"]["pictures"] == alone["outputs"]["image"]["pictures"]
+    alone = pixels(client, ended(client, submit(client, sample_graph(7002, steps=4))))
+    assert np.abs(joined - alone).max() <= 1  # calls that are shared may differ in their last bits
+
+
+def pixels(client, run):
+    """The levels of a run's picture."""
+    [picture] = run["outputs"]["image"]["pictures"]
+    return np.asarray(PIL.Image.open(io.BytesIO(client.get(picture["url"]).content))).astype(int)
 
 
 def test_one_of_other_models_is_not_passed_by_one_that_could_join(client, long):
