@@ -12,7 +12,7 @@ from pocket.training.autoencoder import Autoencoder, Decoder
 from pocket.training.bank import Bank
 from pocket.training.gradient import disagreements
 from pocket.training.job import Job
-from pocket.training.learner import Learner
+from pocket.training.learner import BLENDED, Learner
 from pocket.training.loop import Alarm, Found, train
 from pocket.training.scene import canvas_of, samples
 
@@ -27,8 +27,8 @@ WHOLE = 3
 """Every so many batches a decoder sees whole pictures."""
 ENCODED, AT_ONCE = 360, 24
 """Pictures in a file of latents, and how many are encoded together."""
-SAVED, BLENDED = 120, 40
-"""Seconds between checkpoints, and between blends of what several processes learn."""
+SAVED = 120
+"""Seconds between checkpoints."""
 
 
 def vae(job: Job) -> None:
@@ -36,13 +36,11 @@ def vae(job: Job) -> None:
     plan = job.plan("vae", DECODER_RATE if job.lean else RATE, warmup=50 if job.lean else 200)
     torch.manual_seed(job.seed)
     model = Autoencoder(beginning(job), steady=job.lean).to(job.device)
-    me, crew = job.crew
-    names = ["vae", *(f"vae{number}" for number in range(1, crew))]
-    learner = Learner(names[me], model, average=BRIEF if job.lean else AVERAGE)
+    name, others = job.names("vae")
+    learner = Learner(name, model, average=BRIEF if job.lean else AVERAGE)
     learner.resume(job.full)
     alarms = [Alarm(SAVED, lambda: keep(job, learner), again=True)]
-    if crew > 1:
-        others = [name for name in names if name != learner.name]
+    if others:
         alarms.append(Alarm(BLENDED, lambda: learner.blend(job.full, others), again=True))
 
     def complaints(compiled: Any) -> list[str]:

@@ -62,6 +62,12 @@ class Job:
     """Which of how many processes this is that train one UNet together."""
     shape: Shape = network.POCKET
 
+    def names(self, stage: str) -> tuple[str, list[str]]:
+        """What this process keeps a stage's checkpoints under, and the others that train the same part."""
+        me, crew = self.crew
+        names = [stage, *(f"{stage}{number}" for number in range(1, crew))]
+        return names[me], [name for name in names if name != names[me]]
+
     @property
     def archive(self) -> Path:
         """The data."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from pocket.training import checkpoint
 from pocket.training.average import Average
 
+BLENDED = 40
+"""Seconds between blends of what several processes learn."""
 CLIP = 1.0
 """The largest gradient that is stepped along."""
 

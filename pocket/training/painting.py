@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pocket.training import bank, diffusion, gradient, sampling
 from pocket.training.job import Job
-from pocket.training.learner import Learner, Progress
+from pocket.training.learner import BLENDED, Learner, Progress
 from pocket.training.loop import Alarm, Found, Plan, train
 from pocket.training.scene import Canvas, canvas_of, samples
 
@@ -23,8 +23,8 @@ VIEWS = 2
 """Noises that a picture encoded beforehand is shown with at once; its caption is read once."""
 LEAST = 184
 """The first tier: what is learnt however slow the machine is, and before that is known."""
-TIMED, JUDGED, SAVED, BLENDED = 60, 180, 120, 40
-"""Seconds until the timing and until the grid that decides go or no-go; between checkpoints; between blends."""
+TIMED, JUDGED, SAVED = 60, 180, 120
+"""Seconds until the timing and until the grid that decides go or no-go; between checkpoints."""
 
 
 def unet(job: Job) -> None:
@@ -32,13 +32,12 @@ def unet(job: Job) -> None:
     plan = job.plan("unet", RATE, warmup=30 if job.lean else 200)
     torch.manual_seed(job.seed)
     painter = job.painter()
-    me, crew = job.crew
-    names = ["unet", *(f"unet{number}" for number in range(1, crew))]
-    learner = Learner(names[me], painter, average=BRIEF if job.lean else AVERAGE)
+    name, others = job.names("unet")
+    learner = Learner(name, painter, average=BRIEF if job.lean else AVERAGE)
     if not learner.resume(job.full):
         if not any(learner.resume(folder, "unet") for folder in (job.full, job.pieces)):
             learner.progress = Progress(**job.learnt())
-        if me > 0:
+        if job.crew[0] > 0:
             learner.progress.seen = 0
     studio = Studio(job, painter, learner, plan)
     studio.hasten()
@@ -47,8 +46,7 @@ def unet(job: Job) -> None:
         Alarm(JUDGED, studio.show),
         Alarm(SAVED, studio.keep, again=True),
     ]
-    if crew > 1:
-        others = [name for name in names if name != learner.name]
+    if others:
         alarms.append(Alarm(BLENDED, lambda: learner.blend(job.full, others), again=True))
     train(
         learner,
