@@ -260,3 +260,34 @@ def test_two_processes_of_a_crew_draw_different_batches(lean):
     first, second = (painting.Studio(replace(lean, crew=(me, 2)), painter, learner, plan) for me in range(2))
     assert first.loss(0).loss != second.loss(0).loss
     assert second.loss(0).loss == second.loss(0).loss
+
+
+def test_a_vae_goes_on_where_the_one_to_start_from_stands(lean, monkeypatch):
+    monkeypatch.setattr(autoencoder, "FOLLOWED", 0.0)
+    pictures = lean.source.batch(0, 4).pictures
+    shipped = lean.vae()
+    autoencoder.fold(shipped, pictures)
+    shipped.save_pretrained(lean.start / "vae")
+    model = autoencoder.Autoencoder(encoding.beginning(lean), steady=True)
+    with torch.no_grad():
+        expected = shipped.decode(shipped.encode(pictures).latent_dist.mean).sample
+        assert torch.allclose(model(pictures, torch.zeros(())), expected, atol=1e-3)
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_steady_statistics_follow_what_they_see(job, vae):
+    model = autoencoder.Autoencoder(vae, steady=True)
+    before = model.middle.clone(), model.spread.clone()
+    for number in range(3):
+        encoding.loss(job, number, model)
+    assert not torch.equal(model.middle, before[0])
+    assert not torch.equal(model.spread, before[1])
+
+
+def test_two_processes_of_a_crew_learn_a_vae_together(lean):
+    for me in (0, 1):
+        encoding.vae(replace(lean, crew=(me, 2)))
+    assert sorted({path.name.rsplit("-", 1)[0] for path in lean.full.glob("*.safetensors")}) == ["vae", "vae1"]
+    first, second = (encoding.window(16, number, lean.generator(number)) for number in (0, 1))
+    assert first == (0, 0, 16)
+    assert second[2] == 12
