@@ -62,7 +62,7 @@ class Recipe:
 FULL = Recipe()
 LEAN = Recipe(
     canvases={TIGHT: 1.0},
-    crowds=(0.7, 0.3, 0.0),
+    crowds=(0.6, 0.4, 0.0),
     grounds=(0.25, 0.69, 0.06),
     stacked=0.0,
     aside=0.15,

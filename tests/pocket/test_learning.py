@@ -217,7 +217,7 @@ def folder(job, path):
 def lean(job, tmp_path):
     """A lean session that starts from an untrained model, with pictures encoded beforehand."""
     torch.manual_seed(0)
-    shutil.copytree(job.work, tmp_path / "work")
+    shutil.copytree(job.archive.parent, tmp_path / "work" / job.archive.parent.name)
     found = replace(job, work=tmp_path / "work", start=folder(job, tmp_path / "begun"), lean=True, concepts=8)
     found = replace(found, spans={**job.spans, "decoder": Span(0.01), "latents": Span(0)})
     encoding.latents(found)

@@ -440,8 +440,9 @@ def test_followers_of_a_stopped_server_are_let_go_and_go_on_with_the_next(hatch)
     run = submitted(server, LONG).json()["id"]
     until(server, lambda document: document["state"] == "running", f"/v1/runs/{run}")
     with server.client() as client, client.stream("GET", f"/v1/runs/{run}/events") as stream:
-        text = stream.iter_text()
-        first = next(text)
+        text, first = stream.iter_text(), ""
+        while not named(first):
+            first += next(text)
         server.process.send_signal(signal.SIGTERM)
         heard = named(first + "".join(text))
     server.stop()
