@@ -10,9 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
+from io import FileIO
 from math import prod
-from queue import SimpleQueue
+from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -62,31 +66,73 @@ class _Chunk:
     begin: int
     target: Tensor
 
-    def read(self, buffers: SimpleQueue[Tensor]) -> None:
-        dtype = self.piece.span.format
-        start = self.piece.start + self.begin * dtype.itemsize
-        if self.target.device.type == "cpu" and self.target.dtype == dtype and self.target.is_contiguous():
-            _read(self.piece.span, start, self.target)
+
+class _Chunks:
+    """What is to be read, handed out one by one to whichever thread asks."""
+
+    def __init__(self, chunks: Iterator[_Chunk]) -> None:
+        self._chunks = chunks
+        self._lock = Lock()
+
+    def __iter__(self) -> Iterator[_Chunk]:
+        while True:
+            with self._lock:
+                chunk = next(self._chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+
+class _Reader:
+    """What one thread holds while it reads: files that it opened, and a buffer where values must be converted."""
+
+    def __init__(self, open_files: ExitStack) -> None:
+        self._open_files = open_files
+        self._streams: dict[Path, FileIO] = {}
+
+    @cached_property
+    def _buffer(self) -> Tensor:
+        return torch.empty(CHUNK, dtype=torch.uint8)
+
+    def read(self, chunk: _Chunk) -> None:
+        piece, target = chunk.piece, chunk.target
+        dtype = piece.span.format
+        start = piece.start + chunk.begin * dtype.itemsize
+        if target.device.type == "cpu" and target.dtype == dtype and target.is_contiguous():
+            self._fill(target, piece.span.path, start)
             return
-        buffer = buffers.get()
-        try:
-            found = buffer[: self.target.numel() * dtype.itemsize].view(dtype)
-            _read(self.piece.span, start, found)
-            self.target.copy_(found.view(self.target.shape).to(self.target.device))
-        finally:
-            buffers.put(buffer)
+        found = self._buffer[: target.numel() * dtype.itemsize].view(dtype)
+        self._fill(found, piece.span.path, start)
+        target.copy_(found.view(target.shape).to(target.device))
+
+    def _fill(self, target: Tensor, path: Path, start: int) -> None:
+        """Fill a tensor with bytes of a file."""
+        stream = self._streams.get(path)
+        if stream is None:
+            stream = self._streams[path] = self._open_files.enter_context(path.open("rb", buffering=0))
+        stream.seek(start)
+        wanted = target.view(torch.uint8).numpy().data
+        while wanted:
+            size = stream.readinto(wanted)
+            if not size:
+                raise LoadError(path, f"{len(wanted)} bytes more", "the end of the file, which got shorter")
+            wanted = wanted[size:]
 
 
 def read(pieces: Mapping[str, Piece], dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
     """Read weights as `dtype` to `device`. Raises LoadError where a file ends too early."""
     made = {name: piece.empty(dtype, device) for name, piece in pieces.items()}
-    chunks = (chunk for name, piece in pieces.items() for chunk in _chunks(piece, made[name]))
-    buffers: SimpleQueue[Tensor] = SimpleQueue()
-    for _ in range(THREADS):
-        buffers.put(torch.empty(CHUNK, dtype=torch.uint8))
+    chunks = _Chunks(chunk for name, piece in pieces.items() for chunk in _chunks(piece, made[name]))
+
+    def work() -> None:
+        with ExitStack() as open_files:
+            reader = _Reader(open_files)
+            for chunk in chunks:
+                reader.read(chunk)
+
     with ThreadPoolExecutor(THREADS) as threads:
-        for _ in threads.map(lambda chunk: chunk.read(buffers), chunks):
-            pass
+        for done in [threads.submit(work) for _ in range(THREADS)]:
+            done.result()
     turned = {name: made[name].reshape(piece.shape[::-1]).t() for name, piece in pieces.items() if piece.turned}
     return made | {name: weight.contiguous() for name, weight in turned.items()}
 
@@ -102,15 +148,3 @@ def _chunks(piece: Piece, target: Tensor) -> Iterator[_Chunk]:
     for place, part in enumerate(parts):
         if part.numel():
             yield _Chunk(piece, place * numbers, part)
-
-
-def _read(span: Span, start: int, target: Tensor) -> None:
-    """Fill a tensor with bytes of a file."""
-    wanted = target.view(torch.uint8).numpy().data
-    with span.path.open("rb", buffering=0) as stream:
-        stream.seek(start)
-        while wanted:
-            size = stream.readinto(wanted)
-            if not size:
-                raise LoadError(span.path, f"{len(wanted)} bytes more", "the end of the file, which got shorter")
-            wanted = wanted[size:]
