@@ -11,6 +11,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,wheel]'
+	# Not as the extra `upscalers`: torchvision comes for CUDA only, and what is tested does without.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps spandrel einops
 	touch $(STAMP)
 
 demo: $(STAMP)

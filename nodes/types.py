@@ -19,6 +19,7 @@ from engine.models import ModelRef
 from engine.param import Fresh, Unit
 from engine.socket import Socket
 from nodes.diffusion import embedding, expected, load, lora, preview, upscale
+from nodes.diffusion.enlarger import Enlarger
 from nodes.diffusion.noise import Source
 from nodes.diffusion.prompt import Part
 from nodes.diffusion.table import NoiseSchedule, Prediction
@@ -564,7 +565,7 @@ class Upscaler(_Part):
 
     scale: int = 4
 
-    def load(self, files: Files, place: str) -> upscale.Network:
+    def load(self, files: Files, place: str) -> Enlarger:
         """Load it."""
         return self._unchanged(files, upscale.network(self._folder(files), self._dtype(place), place))
 

@@ -20,7 +20,7 @@ def load(source: UpscaleFile, precision: Precision = "auto") -> Upscaler:
     """Refer to an upscale model: ESRGAN, Real-ESRGAN or its compact sort, such as RealESRGAN_x4plus.
 
     `source` is a safetensors file, by its name in a folder `upscale` or by its path. Its tensors say what it is, and
-    how many times larger it makes a picture.
+    how many times larger it makes a picture. SwinIR, HAT, DAT and others need `pip install "calotype[upscalers]"`.
     """
     scale = enlarging.scale(source.path)
     source.verify()

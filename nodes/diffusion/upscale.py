@@ -1,4 +1,4 @@
-"""Upscale models: ESRGAN and Real-ESRGAN, recognised by their tensors and read from safetensors.
+"""Upscale models: ESRGAN and Real-ESRGAN, recognised by their tensors and read from safetensors; others see `foreign`.
 
 RRDBNet is the network of ESRGAN (Wang et al. 2018, arXiv 1809.00219) and Real-ESRGAN (Wang et al. 2021, arXiv
 2107.10833), in all three spellings of its tensors; SRVGGNetCompact is the small one of Real-ESRGAN, such as
@@ -8,7 +8,7 @@ realesr-general-x4v3. Sizes and factor follow from the shapes; a file's name mea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nodes.diffusion import foreign
+from nodes.diffusion.enlarger import Enlarger
 from nodes.diffusion.precision import finite
-from nodes.diffusion.tensors import LoadError, opened, refusing, shapes, some
+from nodes.diffusion.tensors import LoadError, opened, refusing, shapes, some, weights
 from nodes.diffusion.tiling import WHOLE, Progress, Tiling, tiled
 
 REMEDY = (
@@ -28,7 +30,7 @@ REMEDY = (
     "(lambda d: d.get('params_ema') or d.get('params') or d)(torch.load({path!r}, weights_only=True)).items()}}, "
     "{converted!r})"
 )
-EXPECTED = "an upscale model: RRDBNet (ESRGAN, Real-ESRGAN) or SRVGGNetCompact, from 3 channels to 3"
+EXPECTED = foreign.OURS
 RESIDUAL = 0.2
 """How much of what a dense block finds is added to what went in."""
 
@@ -43,25 +45,19 @@ _NEWER = (
 """The spelling of ESRGAN's second code, and that of Real-ESRGAN's, which is ours."""
 _OLD_BLOCK = re.compile(r"model\.1\.sub\.(\d+)\.RDB(\d)\.(conv\d)\.0\.(weight|bias)")
 _OLD = re.compile(r"model\.(?:1\.sub\.)?(\d+)\.(weight|bias)")
+_PLUS = "conv1x1"
+"""What only ESRGAN+ has."""
 _OTHERS = {
-    "conv1x1": "an ESRGAN+, which is not supported",
-    "relative_position_bias_table": "a transformer such as SwinIR or HAT, which is not supported",
-    "residual_group": "a transformer such as SwinIR, HAT or DAT, which is not supported",
+    _PLUS: "an ESRGAN+",
+    "relative_position_bias_table": "a transformer such as SwinIR or HAT",
+    "residual_group": "a transformer such as SwinIR, HAT or DAT",
+}
+_NONE = {
     "model.diffusion_model.": "a checkpoint; load it with the node model.load",
     "lora_": "a LoRA; load it with the node model.lora",
 }
 
 Shape: TypeAlias = tuple[int, ...]
-
-
-class Network(nn.Module):
-    """An upscale model: levels from 0 to 1, (N, 3, H, W), to (N, 3, scale H, scale W).
-
-    H and W must be multiples of `grain`.
-    """
-
-    scale: int
-    grain: int = 1
 
 
 class DenseBlock(nn.Module):
@@ -98,7 +94,7 @@ class Rrdb(nn.Module):
         return torch.add(x, found, alpha=RESIDUAL)
 
 
-class RRDBNet(Network):
+class RRDBNet(Enlarger):
     """ESRGAN's: residual-in-residual dense blocks on the small picture, which is then doubled `doublings` times.
 
     For a `grain` of 2 or 4 a square of pixels becomes the channels of one before all else, as in Real-ESRGAN's x2plus.
@@ -126,7 +122,7 @@ class RRDBNet(Network):
         return found
 
 
-class SRVGGNetCompact(Network):
+class SRVGGNetCompact(Enlarger):
     """Real-ESRGAN's small one: plain convolutions, whose last channels become the pixels of a square.
 
     What they make is added to the enlarged picture.
@@ -150,35 +146,33 @@ class SRVGGNetCompact(Network):
 class Plan:
     """What a file holds: how to build its network, and where in the file each of its tensors stands."""
 
-    make: Callable[[], Network]
+    make: Callable[[], Enlarger]
     places: Mapping[str, str]
     found: Mapping[str, Shape]
 
 
 def scale(path: Path) -> int:
     """Return how many times larger an upscale model makes a picture. Raises LoadError as `network` does."""
-    return _built(path, _plan(path)).scale
+    plan = _plan(path)
+    return _built(path, plan).scale if isinstance(plan, Plan) else _foreign(path, torch.float32, plan).scale
 
 
-def network(path: Path, dtype: torch.dtype, device: torch.device | str) -> Network:
+def network(path: Path, dtype: torch.dtype, device: torch.device | str) -> Enlarger:
     """Load an upscale model: eval mode, no gradients, on `device` in `dtype`.
 
     Raises LoadError for a file that is damaged, a pickle or of another architecture.
     """
     plan = _plan(path)
-    made = _built(path, plan)
-    with refusing(path, "weights of an upscale model"), opened(path, REMEDY) as file:
-        weights = {name: file.get_tensor(place).to(device, dtype, copy=True) for name, place in plan.places.items()}
-    made.load_state_dict(weights, assign=True)
+    made = _filled(path, dtype, device, plan) if isinstance(plan, Plan) else _foreign(path, dtype, plan).to(device)
     return made.eval().requires_grad_(requires_grad=False)
 
 
 def enlarge(
     images: Tensor,
-    model: Network,
+    model: Enlarger,
     tiling: Tiling = WHOLE,
     *,
-    wider: Callable[[], Network] | None = None,
+    wider: Callable[[], Enlarger] | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Enlarge images, uint8 (N, 3, H, W), to uint8 (N, 3, scale H, scale W), one at a time and rounded.
@@ -187,7 +181,7 @@ def enlarge(
     """
     height, width = images.shape[2:]
 
-    def run(done: int, image: Tensor, module: Network) -> Tensor:
+    def run(done: int, image: Tensor, module: Enlarger) -> Tensor:
         weight = next(module.parameters())
         levels = _continued(image.to(weight.device, weight.dtype) / 255, module.grain)
         report = None if progress is None else lambda now, total: progress(done * total + now, len(images) * total)
@@ -215,18 +209,48 @@ def _continued(levels: Tensor, grain: int) -> Tensor:
     return functional.pad(levels, (0, right, 0, below), "reflect" if mirrored else "replicate")
 
 
-def _plan(path: Path) -> Plan:
-    """Recognise the network in a file."""
+def _plan(path: Path) -> Plan | str:
+    """Recognise the network in a file; one that is not ours is described. Raises LoadError for what is no network."""
     found = shapes(path, REMEDY)
-    prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in found)), "")
-    places = {ours: name for name, ours in _renamed([*found], prefix)}
+    places = {ours: name for name, ours in _renamed([*found], _prefix(found))}
     known = {ours: found[name] for ours, name in places.items()}
-    if len(known.get("conv_first.weight", ())) == 4 and len(known.get("body.0.rdb1.conv1.weight", ())) == 4:
+    plus = any(_PLUS in name for name in found)
+    if (
+        len(known.get("conv_first.weight", ())) == 4
+        and len(known.get("body.0.rdb1.conv1.weight", ())) == 4
+        and not plus
+    ):
         return Plan(_rrdbnet(path, known), places, known)
     if len(known.get("body.0.weight", ())) == 4 and len(known.get("body.1.weight", ())) == 1:
         return Plan(_compact(path, known), places, known)
-    told = next((said for piece, said in _OTHERS.items() if any(piece in name for name in found)), None)
-    raise LoadError(path, EXPECTED, told or f"{len(found)} tensors of something else: {some(sorted(found))}")
+    if told := _said(_NONE, found):
+        raise LoadError(path, EXPECTED, told)
+    return _said(_OTHERS, found) or f"{len(found)} tensors of something else: {some(sorted(found))}"
+
+
+def _said(signs: Mapping[str, str], names: Iterable[str]) -> str | None:
+    return next((said for sign, said in signs.items() if any(sign in name for name in names)), None)
+
+
+def _prefix(names: Iterable[str]) -> str:
+    return next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)), "")
+
+
+def _filled(path: Path, dtype: torch.dtype, device: torch.device | str, plan: Plan) -> Enlarger:
+    """Load one of our own networks."""
+    made = _built(path, plan)
+    with refusing(path, "weights of an upscale model"), opened(path, REMEDY) as file:
+        filling = {name: file.get_tensor(place).to(device, dtype, copy=True) for name, place in plan.places.items()}
+    made.load_state_dict(filling, assign=True)
+    return made
+
+
+def _foreign(path: Path, dtype: torch.dtype, told: str) -> Enlarger:
+    """Load a network that is not ours, on the CPU."""
+    found, _ = weights(path, REMEDY)
+    prefix = _prefix(found)
+    bare = {name.removeprefix(prefix): weight.clone() for name, weight in found.items() if name.startswith(prefix)}
+    return foreign.network(path, bare, dtype, told)
 
 
 def _renamed(names: list[str], prefix: str) -> Iterator[tuple[str, str]]:
@@ -256,7 +280,7 @@ def _newest(name: str) -> str:
     return name
 
 
-def _rrdbnet(path: Path, known: Mapping[str, Shape]) -> Callable[[], Network]:
+def _rrdbnet(path: Path, known: Mapping[str, Shape]) -> Callable[[], Enlarger]:
     """How to build the RRDBNet that has these tensors."""
     width, taken = known["conv_first.weight"][:2]
     grain = isqrt(taken // 3)
@@ -267,7 +291,7 @@ def _rrdbnet(path: Path, known: Mapping[str, Shape]) -> Callable[[], Network]:
     return lambda: RRDBNet(width, known["body.0.rdb1.conv1.weight"][0], blocks, doublings, grain)
 
 
-def _compact(path: Path, known: Mapping[str, Shape]) -> Callable[[], Network]:
+def _compact(path: Path, known: Mapping[str, Shape]) -> Callable[[], Enlarger]:
     """How to build the SRVGGNetCompact that has these tensors."""
     layers = sum(len(shape) == 4 for shape in known.values()) - 2
     width, taken = known["body.0.weight"][:2]
@@ -278,7 +302,7 @@ def _compact(path: Path, known: Mapping[str, Shape]) -> Callable[[], Network]:
     return lambda: SRVGGNetCompact(width, layers, factor)
 
 
-def _built(path: Path, plan: Plan) -> Network:
+def _built(path: Path, plan: Plan) -> Enlarger:
     """Build a network without values, and check that the file has just its tensors."""
     with refusing(path, EXPECTED), torch.device("meta"):
         made = plan.make()
