@@ -61,14 +61,19 @@ class Recipe:
 
 FULL = Recipe()
 LEAN = Recipe(
-    canvases={TIGHT: 1.0},
+    canvases={
+        TIGHT: 0.78,
+        Canvas(192, 128, 0.7, 0.84, roam=0.3): 0.08,
+        Canvas(128, 192, 0.7, 0.84, roam=0.3): 0.06,
+        Canvas(256, 256, 0.5, 0.75, roam=0.3): 0.08,
+    },
     crowds=(0.6, 0.4, 0.0),
     grounds=(0.25, 0.69, 0.06),
     stacked=0.0,
     aside=0.15,
     turn=36,
 )
-"""What is learnt from fewer samples: one size, mostly one object in the middle, seldom a style."""
+"""What is learnt from fewer samples: mostly one size, one object in the middle, seldom a style."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -225,7 +225,7 @@ def lean(job, tmp_path):
 
 
 def test_pictures_encoded_beforehand_are_what_encoding_gives(lean):
-    (canvas,) = lean.source.recipe.canvases
+    canvas = canvas_of(0, lean.seed, lean.source.recipe)
     kept = bank.opened(lean.latents, canvas)
     batch = lean.source.batch(0, encoding.ENCODED, canvas)
     assert torch.allclose(kept.latents.float(), diffusion.encode(lean.vae(), batch.pictures), rtol=2e-3, atol=2e-2)
