@@ -309,7 +309,7 @@ def _number_format(precision: Precision, place: str) -> torch.dtype:
 
 @dataclass(frozen=True, slots=True)
 class _Part(ModelRef[Any]):
-    """One part of a checkpoint, known by the sha256 of the checkpoint's files."""
+    """A model, or one part of a checkpoint, known by the sha256 of the files."""
 
     part: ClassVar[expected.ModelPart | None] = None
 
@@ -475,23 +475,14 @@ class TextEncoder(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class ControlNet(ModelRef[Any]):
+class ControlNet(_Part):
     """A ControlNet, by the sha256 of its files. A model reference: loaded when a node asks for it."""
 
-    digest: str
-    precision: Precision = "auto"
+    part: ClassVar[expected.ModelPart | None] = "controlnet"
 
     def load(self, files: Files, place: str) -> Any:
         """Load it."""
-        digest = bytes.fromhex(self.digest)
-        net = load.controlnet(files.locate(digest), dtype=_number_format(self.precision, place), device=place)
-        files.locate(digest)
-        return net
-
-    def module_bytes(self, module: object) -> int:
-        """Bytes of the weights."""
-        assert isinstance(module, torch.nn.Module)
-        return _own_bytes(module, None)
+        return self._unchanged(files, load.controlnet(self._folder(files), dtype=self._dtype(place), device=place))
 
 
 class Hint(NamedTuple):
@@ -541,6 +532,10 @@ class Embedding(ModelRef[torch.Tensor]):
         assert isinstance(module, torch.Tensor)
         return module.nbytes
 
+    def expected_bytes(self, files: Files, place: str) -> int:  # noqa: ARG002  they take the same everywhere
+        """Bytes of the vectors, which are float32."""
+        return expected.weight_bytes(files.locate(bytes.fromhex(self.digest)), "embedding", torch.float32)
+
 
 @dataclass(frozen=True, slots=True)
 class Vae(_Part):
@@ -562,6 +557,8 @@ class Vae(_Part):
 @dataclass(frozen=True, slots=True)
 class Upscaler(_Part):
     """An upscale model, and how many times larger it makes a picture. A model reference: loaded when asked for."""
+
+    part: ClassVar[expected.ModelPart | None] = "upscale"
 
     scale: int = 4
 

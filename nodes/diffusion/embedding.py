@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nodes.diffusion.bases import EMBEDDING_BY_WIDTH
-from nodes.diffusion.tensors import LoadError, opened, shapes, some
+from nodes.diffusion.tensors import LoadError, Span, opened, shapes, some, spans
 
 REMEDY = (
     "safetensors.torch.save_file({{'emb_params': torch.load({path!r}, weights_only=True)['string_to_param']['*']}}, "
@@ -44,6 +44,13 @@ def described(path: Path | str) -> str:
     count, sides = _sides(path, found)
     width = sum(found[name][-1] for name in sides)
     return f"embedding {made_for(width)}, {count} vector{'s' if count != 1 else ''}"
+
+
+def stored(path: Path) -> list[Span]:
+    """Find the tensors that `read` takes; raises LoadError as it does."""
+    found = spans(path, REMEDY)
+    _, sides = _sides(path, {name: span.shape for name, span in found.items()})
+    return [found[name] for name in sides]
 
 
 def made_for(width: int) -> str:

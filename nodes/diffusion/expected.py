@@ -1,22 +1,28 @@
 """How much memory a part of a model will take, from the shapes at the beginning of its files."""
 
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
 
-from nodes.diffusion.parts import REMEDY
-from nodes.diffusion.tensors import LoadError, Shape, shapes
+from nodes.diffusion import embedding, folder, upscale
+from nodes.diffusion.folder import Component
+from nodes.diffusion.parts import CONTROLNET, DIFFUSERS_CONTROLNET, Contents
+from nodes.diffusion.tensors import LoadError, Span, spans
 
-ModelPart: TypeAlias = Literal["unet", "text", "vae"]
+ModelPart: TypeAlias = Literal["unet", "text", "vae", "controlnet", "upscale", "embedding"]
 
-_WEIGHTS: dict[ModelPart, tuple[str, ...]] = {
-    "unet": ("unet/diffusion_pytorch_model.safetensors",),
-    "text": ("text_encoder/model.safetensors", "text_encoder_2/model.safetensors"),
-    "vae": ("vae/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors"),
+_COMPONENTS: Mapping[ModelPart, tuple[Component, ...]] = {
+    "unet": (folder.UNET,),
+    "text": (folder.TEXT_ENCODER, folder.TEXT_ENCODER_2),
+    "vae": (folder.VAE,),
+    "controlnet": (folder.CONTROLNET,),
 }
-_PREFIXES: dict[ModelPart, tuple[str, ...]] = {
+_ALONE = ("vae", "controlnet")
+"""Parts that may be a folder, or a file, of their own."""
+_PREFIXES: Mapping[ModelPart, tuple[str, ...]] = {
     "unet": ("model.diffusion_model.",),
     "text": ("cond_stage_model.", "conditioner."),
     "vae": ("first_stage_model.",),
@@ -26,17 +32,29 @@ _PREFIXES: dict[ModelPart, tuple[str, ...]] = {
 def weight_bytes(model: Path, part: ModelPart, dtype: torch.dtype) -> int:
     """Bytes of the weights of a part in `dtype`, about; 0 where that is not known, as in files that do not load."""
     try:
-        found = _shapes(model, part)
+        found = _in_folder(model, part) if model.is_dir() else _in_file(model, part)
+        return sum(prod(span.shape) for span in found) * dtype.itemsize
     except (LoadError, OSError):
         return 0
-    return sum(map(prod, found)) * dtype.itemsize
 
 
-def _shapes(model: Path, part: ModelPart) -> list[Shape]:
-    if model.is_dir():
-        there = [model / name for name in _WEIGHTS[part] if (model / name).is_file()]
-        return [shape for path in there for shape in shapes(path, REMEDY).values()]
-    held = shapes(model, REMEDY)
-    own = [shape for name, shape in held.items() if name.startswith(_PREFIXES[part])]
-    alone = part == "vae" and not any(name.startswith(_PREFIXES["unet"]) for name in held)
-    return own or (list(held.values()) if alone else [])
+def _in_folder(model: Path, part: ModelPart) -> Iterable[Span]:
+    """The weights that the loader takes from a folder, in whatever number format and however many files."""
+    components = _COMPONENTS.get(part, ())
+    held = [(component, model / component.folder) for component in components if (model / component.folder).is_dir()]
+    if not held and part in _ALONE:
+        held = [(component, model) for component in components]
+    return [span for component, place in held for span in folder.stored(component, place).values()]
+
+
+def _in_file(path: Path, part: ModelPart) -> Iterable[Span]:
+    if part == "upscale":
+        return upscale.stored(path).values()
+    if part == "embedding":
+        return embedding.stored(path)
+    contents = Contents.of(path)
+    if part == "controlnet":
+        return contents.part(CONTROLNET, DIFFUSERS_CONTROLNET).spans.values()
+    own = [span for name, span in contents.spans.items() if name.startswith(_PREFIXES[part])]
+    alone = part == "vae" and not any(name.startswith(_PREFIXES["unet"]) for name in contents.spans)
+    return own or (contents.spans.values() if alone else ())

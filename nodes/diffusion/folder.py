@@ -52,7 +52,7 @@ TEXT_ENCODER_2 = Component("text_encoder_2", "transformers", "CLIPTextModelWithP
 def module(component: Component, path: Path, dtype: torch.dtype, device: torch.device | str, **changed: Any) -> Any:
     """Load a part from its folder, with `changed` in its config; raises LoadError for one that does not fit."""
     config = checked(component, path) | changed
-    found = _spans(component, path)
+    found = stored(component, path)
     place = next(iter({span.path for span in found.values()}), path)
     part = Part(place, Kind(component.kind, ("",), "", component.own), "", found)
     return filled(lambda: _made(component, config), part, original.stored(found), dtype, device)
@@ -72,6 +72,25 @@ def checked(component: Component, path: Path) -> dict[str, Any]:
     if kind != component.kind:
         raise LoadError(path / "config.json", f"class {component.kind}", repr(kind))
     return config
+
+
+def stored(component: Component, path: Path) -> dict[str, Span]:
+    """Find the weights of a part: in one file, in several that an index lists, or in one of another number format.
+
+    Raises LoadError where there are none.
+    """
+    for variant in VARIANTS:
+        ending = f".{variant}" if variant else ""
+        whole = path / f"{component.stem}{ending}.safetensors"
+        if whole.is_file():
+            return spans(whole, REMEDY)
+        index = path / f"{component.stem}.safetensors.index{ending}.json"
+        if index.is_file():
+            return _sharded(index)
+    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
+    opened = f"StableDiffusionPipeline.from_pretrained({str(path.parent)!r})"
+    found = f"{some(pickles)}; {CONVERSION.format(opened=opened)}" if pickles else "nothing"
+    raise LoadError(path / f"{component.stem}.safetensors", "a safetensors file", found)
 
 
 def tokenizer(path: Path, **options: Any) -> CLIPTokenizer:
@@ -121,22 +140,6 @@ def _made(component: Component, config: dict[str, Any]) -> Any:
             return kind.from_config(config)
         kept = {name: value for name, value in config.items() if name not in ("torch_dtype", "dtype")}
         return kind(library.CLIPTextConfig.from_dict(kept))
-
-
-def _spans(component: Component, path: Path) -> dict[str, Span]:
-    """Find the weights of a part: in one file, in several that an index lists, or in one of another number format."""
-    for variant in VARIANTS:
-        ending = f".{variant}" if variant else ""
-        whole = path / f"{component.stem}{ending}.safetensors"
-        if whole.is_file():
-            return spans(whole, REMEDY)
-        index = path / f"{component.stem}.safetensors.index{ending}.json"
-        if index.is_file():
-            return _sharded(index)
-    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
-    opened = f"StableDiffusionPipeline.from_pretrained({str(path.parent)!r})"
-    found = f"{some(pickles)}; {CONVERSION.format(opened=opened)}" if pickles else "nothing"
-    raise LoadError(path / f"{component.stem}.safetensors", "a safetensors file", found)
 
 
 def _sharded(index: Path) -> dict[str, Span]:

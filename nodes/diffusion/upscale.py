@@ -22,7 +22,7 @@ from torch.nn import functional
 from nodes.diffusion import foreign
 from nodes.diffusion.enlarger import Enlarger
 from nodes.diffusion.precision import finite
-from nodes.diffusion.tensors import LoadError, opened, refusing, shapes, some, weights
+from nodes.diffusion.tensors import LoadError, Span, opened, refusing, shapes, some, spans, weights
 from nodes.diffusion.tiling import WHOLE, Progress, Tiling, tiled
 
 REMEDY = (
@@ -155,6 +155,13 @@ def scale(path: Path) -> int:
     """Return how many times larger an upscale model makes a picture. Raises LoadError as `network` does."""
     plan = _plan(path)
     return _built(path, plan).scale if isinstance(plan, Plan) else _foreign(path, torch.float32, plan).scale
+
+
+def stored(path: Path) -> dict[str, Span]:
+    """Find the tensors of an upscale model, whatever its architecture; raises LoadError for a damaged file."""
+    found = spans(path, REMEDY)
+    prefix = _prefix(found)
+    return {name: span for name, span in found.items() if name.startswith(prefix)}
 
 
 def network(path: Path, dtype: torch.dtype, device: torch.device | str) -> Enlarger:

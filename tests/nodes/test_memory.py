@@ -1,14 +1,18 @@
 """Real nodes on a device whose budget is too small for their models: the picture is the same, and memory is not."""
 
 import copy
+import json
 import shutil
 from dataclasses import replace
 
+import pipelines
 import pytest
 import torch
+from diffusers import ControlNetModel
 from pretend import Pretend
-from safetensors.torch import save_file
-from single_file import everything, tiny_clip, tiny_unet, tiny_vae
+from safetensors.torch import load_file, save_file
+from single_file import everything, renamed, tiny_clip, tiny_controlnet, tiny_unet, tiny_vae
+from upscalers import compact, first, loud, newest, rrdbnet
 
 import pocket
 from engine.engine import Engine
@@ -17,9 +21,11 @@ from engine.file import Files
 from engine.graph import Graph
 from engine.models import ModelPool
 from engine.registry import Registry
-from nodes import NODES, model
-from nodes.files import CheckpointFile
-from nodes.types import Unet, Vae
+from nodes import NODES, controlnet, model, upscale
+from nodes.diffusion import load, original
+from nodes.diffusion.upscale import RRDBNet
+from nodes.files import CheckpointFile, ControlNetFile, EmbeddingFile, UpscaleFile
+from nodes.types import ControlNet, Embedding, Unet, Upscaler, Vae
 
 MB = 1 << 20
 PAINT = {
@@ -68,6 +74,27 @@ def patched():
     return picture(lora=lora, lora_paint=first, paint=second)
 
 
+def controlled():
+    """A picture whose UNet works beside a ControlNet."""
+    paint = copy.deepcopy(PAINT)
+    paint["inputs"] |= {"control": "control"}
+    return picture(
+        paint=paint,
+        photo={"type": "image.load", "params": {"source": "photo.png"}},
+        net={"type": "controlnet.load", "params": {"source": "net", "precision": "float32"}},
+        control={"type": "controlnet.apply", "inputs": {"controlnet": "net", "image": "photo"}},
+    )
+
+
+def enlarged():
+    """A picture that a model enlarges."""
+    return picture(
+        small=PICTURE["decoded"],
+        net={"type": "upscale.load", "params": {"source": "x2", "precision": "float32"}},
+        decoded={"type": "image.upscale", "inputs": {"image": "small", "upscaler": "net"}},
+    )
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
@@ -79,6 +106,12 @@ def root(tmp_path_factory):
     }
     (folder / "loras").mkdir()
     save_file(tensors, folder / "loras" / "fox.safetensors")
+    pipelines.photograph(32).save(folder / "photo.png")
+    unet = load.unet(pocket.FOLDER)
+    net = pipelines.seeded(lambda: ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 32)))
+    net.save_pretrained(folder / "controlnet/net")
+    (folder / "upscale").mkdir()
+    save_file(newest(loud(RRDBNet(32, 16, 4, 1, 1))), folder / "upscale/x2.safetensors")
     shutil.copytree(pocket.FOLDER, folder / "refiner")
     with (folder / "refiner" / "model_index.json").open("a") as index:
         index.write(" ")  # other bytes, so it is another model
@@ -112,11 +145,12 @@ def loaded(monkeypatch):
 
 @pytest.fixture(scope="module")
 def sizes(root):
-    """Bytes of the parts of the embedded model, in float32."""
+    """Bytes of the parts of the embedded model, of the ControlNet and of the upscaler, in float32."""
     found = {}
-    files = Files(named={"pocket": pocket.FOLDER})
+    files = Files([root], named={"pocket": pocket.FOLDER})
     engine = Engine(Registry(NODES), device=Pretend(), files=files, memory=1 << 40, host_memory=0)
-    engine.run(picture())
+    for graph in (picture(), controlled(), enlarged()):
+        engine.run(graph)
     for held in engine._resources.models._models.values():
         found[type(held.module).__name__] = held.size
     return found
@@ -136,8 +170,21 @@ def run(engine, graph):
     return result["image"].data, max(working, default=0), said
 
 
-@pytest.mark.parametrize("graph", [refined(), patched()], ids=["refined", "patched"])
+def at_loading(kind, engine, monkeypatch):
+    """Bytes of models that are on the device whenever one of a kind is loaded there."""
+    load, seen = kind.load, []
+
+    def watched(ref, files, place):
+        seen.append(engine.held()["models"])
+        return load(ref, files, place)
+
+    monkeypatch.setattr(kind, "load", watched)
+    return seen
+
+
+@pytest.mark.parametrize("graph", [refined, patched, controlled, enlarged])
 def test_the_picture_is_the_same_whatever_the_budgets(house, graph):
+    graph = graph()
     expected, most, _ = run(house(1 << 40), graph)
     for memory, host in [(30 * MB, 1 << 40), (0, 4 * MB)]:
         found, working, _ = run(house(memory, host), graph)
@@ -155,27 +202,146 @@ def test_what_a_node_used_is_gone_when_the_next_one_works_where_both_do_not_fit(
 
 
 def test_the_text_encoder_is_gone_before_the_unet_is_loaded_where_both_do_not_fit(house, sizes, monkeypatch):
-    engine, load, seen = house(max(sizes.values()) + MB), Unet.load, []
-
-    def watched(ref, files, place):
-        seen.append(engine.held()["models"])
-        return load(ref, files, place)
-
-    monkeypatch.setattr(Unet, "load", watched)
+    engine = house(max(sizes.values()) + MB)
+    seen = at_loading(Unet, engine, monkeypatch)
     engine.run(picture())
     assert seen == [0]
 
 
-@pytest.mark.parametrize("layout", ["folder", "file"])
+def test_the_text_encoder_is_gone_before_a_controlnet_is_loaded_where_it_does_not_fit_too(house, sizes, monkeypatch):
+    engine = house(sizes["UnetModel"] + sizes["ControlNetModel"] + MB)
+    seen = at_loading(ControlNet, engine, monkeypatch)
+    _, working, said = run(engine, controlled())
+    assert (seen, said) == ([sizes["UnetModel"]], [])
+    assert working == sizes["UnetModel"] + sizes["ControlNetModel"]
+
+
+def test_the_vae_is_gone_before_an_upscaler_is_loaded_where_both_do_not_fit(house, sizes, monkeypatch):
+    engine = house(sizes["AutoencoderKL"] + MB)
+    assert sizes["RRDBNet"] > MB
+    seen = at_loading(Upscaler, engine, monkeypatch)
+    engine.run(enlarged())
+    assert seen == [0]
+
+
+def whole(folder):
+    """A checkpoint in one file."""
+    save_file(everything(tiny_unet(), tiny_vae(), tiny_clip()), folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def embedded(folder):
+    """A copy of the embedded model, and the files of its weights."""
+    shutil.copytree(pocket.FOLDER, folder / "model")
+    return folder / "model", sorted((folder / "model").glob("*/*model.safetensors"))
+
+
+def half(folder):
+    """A folder in which the weights of a variant lie."""
+    made, files = embedded(folder)
+    for file in files:
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    return made
+
+
+def half_and_full(folder):
+    """A folder in which each part's weights lie twice, of which one is loaded."""
+    made, files = embedded(folder)
+    for file in files:
+        shutil.copy(file, file.with_suffix(".fp16.safetensors"))
+    return made
+
+
+def sharded(folder):
+    """A folder in which each part's weights lie in two files."""
+    made, files = embedded(folder)
+    for file in files:
+        tensors, where = load_file(file), {}
+        for shard in range(2):
+            here = {name: tensors[name] for name in list(tensors)[shard::2]}
+            save_file(here, file.with_name(f"shard-{shard}.safetensors"))
+            where |= dict.fromkeys(here, f"shard-{shard}.safetensors")
+        file.with_suffix(".safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+        file.unlink()
+    return made
+
+
+def told(ref, files):
+    """The bytes that are expected for a model, and those that it takes."""
+    return ref.expected_bytes(files, "cpu"), ref.module_bytes(ref.load(files, "cpu"))
+
+
+@pytest.mark.parametrize("layout", [None, whole, half, half_and_full, sharded])
 def test_what_a_part_will_take_is_known_before_it_is_loaded(layout, tmp_path):
-    if layout == "file":
-        save_file(everything(tiny_unet(), tiny_vae(), tiny_clip()), tmp_path / "model.safetensors")
     files = Files([tmp_path], named={"pocket": pocket.FOLDER})
-    checkpoint = files.resolve(CheckpointFile, "pocket" if layout == "folder" else "model.safetensors")
+    checkpoint = files.resolve(CheckpointFile, str(layout(tmp_path)) if layout else "pocket")
     for ref in model.load(checkpoint, "float32")[:3]:
-        taken = ref.module_bytes(ref.load(files, "cpu"))
-        assert 0.99 * taken <= ref.expected_bytes(files, "cpu") <= 1.01 * taken
-        assert replace(ref, precision="float16").expected_bytes(files, "cpu") * 2 == ref.expected_bytes(files, "cpu")
+        expected, taken = told(ref, files)
+        assert 0.99 * taken <= expected <= 1.01 * taken
+        assert replace(ref, precision="float16").expected_bytes(files, "cpu") * 2 == expected
+
+
+def net_folder(folder):
+    """A ControlNet in diffusers' layout, as a variant."""
+    pipelines.controlnet(folder / "whole").save_pretrained(folder / "net", variant="fp16")
+    return folder / "net"
+
+
+def net_file(folder):
+    """A ControlNet in diffusers' layout in a file."""
+    save_file(tiny_controlnet(tiny_unet()).state_dict(), folder / "net.safetensors")
+    return folder / "net.safetensors"
+
+
+def net_of_old(folder):
+    """A ControlNet in the original layout, beside tensors of something else."""
+    found = renamed(tiny_controlnet(tiny_unet()), original.controlnet, "control_model.")
+    save_file(found | {"other.weight": torch.zeros(1000, 1000)}, folder / "net.safetensors")
+    return folder / "net.safetensors"
+
+
+@pytest.mark.parametrize("layout", [net_folder, net_file, net_of_old])
+def test_what_a_controlnet_will_take_is_known_before_it_is_loaded(layout, tmp_path):
+    files = Files([tmp_path])
+    ref = controlnet.load(files.resolve(ControlNetFile, str(layout(tmp_path))), "float16")
+    expected, taken = told(ref, files)
+    assert taken == expected > 0
+    assert replace(ref, precision="float32").expected_bytes(files, "cpu") == 2 * expected
+
+
+@pytest.mark.parametrize("tensors", [newest(rrdbnet()), first(rrdbnet()), newest(compact(), "params.")])
+def test_what_an_upscaler_will_take_is_known_before_it_is_loaded(tensors, tmp_path):
+    save_file(
+        tensors | {"step": torch.zeros(1)} if "params.body.0.weight" in tensors else tensors,
+        tmp_path / "x4.safetensors",
+    )
+    files = Files([tmp_path])
+    ref = upscale.load(files.resolve(UpscaleFile, "x4.safetensors"), "float32")
+    expected, taken = told(ref, files)
+    assert taken == expected > 0
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"emb_params": torch.zeros(3, 768), "step": torch.zeros(1)},
+        {"clip_l": torch.zeros(2, 768).half(), "clip_g": torch.zeros(2, 1280).half()},
+    ],
+)
+def test_what_an_embedding_will_take_is_known_before_it_is_loaded(tensors, tmp_path):
+    save_file(tensors, tmp_path / "word.safetensors")
+    files = Files([tmp_path])
+    ref = Embedding(files.resolve(EmbeddingFile, "word.safetensors").digest.hex())
+    expected, taken = told(ref, files)
+    assert taken == expected > 0
+
+
+@pytest.mark.parametrize("kind", [ControlNet, Upscaler, Embedding])
+def test_of_a_file_that_does_not_load_nothing_is_expected(kind, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    files = Files([tmp_path])
+    ref = kind(files.resolve(EmbeddingFile, "broken.safetensors").digest.hex())
+    assert ref.expected_bytes(files, "cpu") == 0
 
 
 def test_another_picture_is_made_of_copies_and_nothing_is_loaded_again(house, sizes, loaded):
