@@ -532,7 +532,7 @@ class Embedding(ModelRef[torch.Tensor]):
         assert isinstance(module, torch.Tensor)
         return module.nbytes
 
-    def expected_bytes(self, files: Files, place: str) -> int:  # noqa: ARG002  they take the same everywhere
+    def expected_bytes(self, files: Files, place: str) -> int:
         """Bytes of the vectors, which are float32."""
         return expected.weight_bytes(files.locate(bytes.fromhex(self.digest)), "embedding", torch.float32)
 

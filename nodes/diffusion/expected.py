@@ -10,7 +10,7 @@ import torch
 from nodes.diffusion import embedding, folder, upscale
 from nodes.diffusion.folder import Component
 from nodes.diffusion.parts import CONTROLNET, DIFFUSERS_CONTROLNET, Contents
-from nodes.diffusion.tensors import LoadError, Span, spans
+from nodes.diffusion.tensors import LoadError, Span
 
 ModelPart: TypeAlias = Literal["unet", "text", "vae", "controlnet", "upscale", "embedding"]
 

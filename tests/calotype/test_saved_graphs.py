@@ -39,9 +39,14 @@ def test_the_saved_graphs_are_those_that_are_promised():
         "batch_img2img",
         "batch_inpaint",
         "controlnet_canny",
+        "controlnet_inpaint",
+        "controlnet_tile",
+        "controlnet_two",
         "denoise_cfg_plot",
         "denoise_sweep",
+        "embedding",
         "hires_fix",
+        "hires_upscaler",
         "img2img",
         "inpaint",
         "inpaint_after_img2img",
@@ -51,12 +56,14 @@ def test_the_saved_graphs_are_those_that_are_promised():
         "loopback",
         "lora_styles",
         "outpaint",
+        "regional_masks",
         "regional_prompts",
         "sd_upscale",
         "sdxl_base_refiner",
         "sketch",
         "text2img",
         "three_inpaints",
+        "upscale",
     ]
 
 
@@ -108,6 +115,12 @@ EDITS = {
         {"clip_skip": 2},
         ["decoded", "matched", "paint", "prompted/encoder", "prompted/negative", "prompted/positive"],
     ),
+    "what is predicted": (
+        "img2img",
+        {"prediction": "v_prediction"},
+        ["decoded", "matched", "paint", "prompted/patched", "prompted/trained"],
+    ),
+    "what is predicted, said as it is": ("img2img", {"prediction": None, "zero_snr": False}, []),
     "rounding": ("img2img", {"rounding": "truncate"}, ["decoded", "matched"]),
     "colour correction": ("img2img", {"colour_correction": 0.5}, ["matched"]),
     "inpaint's cfg": ("inpaint", {"cfg": 2.5}, ["decoded", "matched", "paint", "pasted"]),
@@ -281,3 +294,28 @@ def test_an_upscaled_picture_keeps_its_aspect(engine):
 def test_strokes_of_another_size_lie_over_the_whole_picture(engine):
     result = engine.run(find("sketch").set(source="fox.png"), ["before", "opacity"])
     assert result["before"].size == result["opacity"].size == (384, 256)
+
+
+def test_a_prompt_counts_where_its_mask_is_white_and_the_other_where_it_is_black(engine):
+    graph = quick(find("regional_masks"), engine).set(inside="star", prompt="fox")
+    first = engine.run(graph, ["image", "soft"])
+    assert first["soft"].data[0, 0, 64, :16].min() > 200
+    assert first["soft"].data[0, 0, 64, 112:].max() < 55
+    other = engine.run(graph.set(inside="owl"))
+    assert sorted(other.ran()) == ["both", "decoded", "inside", "other", "paint"]
+    moved = engine.run(graph.set(mask_x=64))
+    assert {"drawn", "soft", "rest", "inside", "outside", "both", "paint", "decoded"} == set(moved.ran())
+    assert (moved["image"].data != first["image"].data).any()
+
+
+def test_an_embedding_makes_pictures_of_its_own_and_is_known_by_its_file(engine):
+    graph = quick(find("embedding"), engine)
+    single = graph.replace(sweep=None)
+    pictures, given = [], []
+    for prompt in ("a fox on an afterglow background", "a fox on an embedding:afterglow background", "a fox"):
+        result = engine.run(single.set(prompt=prompt), ["image", "painted/prompted/prompts.positive"])
+        pictures.append(result["image"].data)
+        given.append(len(result["painted/prompted/prompts.positive"].embeddings))
+    assert given == [1, 1, 0]
+    assert (pictures[0] == pictures[1]).all()
+    assert (pictures[0] != pictures[2]).any()

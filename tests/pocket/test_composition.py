@@ -151,7 +151,9 @@ def test_objects_in_one_picture_differ():
 
 def test_lean_scenes_stand_in_the_middle_or_leave_room_for_another():
     generator = torch.Generator().manual_seed(0)
-    scenes = draw(400, next(iter(LEAN.canvases)), torch.ones(5), torch.zeros(5, dtype=torch.bool), generator, recipe=LEAN)
+    scenes = draw(
+        400, next(iter(LEAN.canvases)), torch.ones(5), torch.zeros(5, dtype=torch.bool), generator, recipe=LEAN
+    )
     across = scenes.centres[: scenes.starts[1], 0, 0]
     beside = (across - 64).abs() > 25
     assert 0.05 < beside.float().mean() < 0.2
