@@ -93,7 +93,7 @@ def _judged(kind: str, path: Path, stamps: tuple[Stamp, ...]) -> tuple[str, tupl
     if path.suffix in PICKLES:
         return said, (PICKLE,)
     try:
-        what, folder = recognise(path)
+        what, folder = recognise(path, its_folder)
     except LoadError as error:
         return said, (str(error).removeprefix(f"{path}: ").replace(str(path), path.name),)
     if folder not in (None, its_folder):

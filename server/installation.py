@@ -24,7 +24,7 @@ WEBUI: Layout = {
     "embeddings": ("embeddings",),
     "vae": ("models/VAE",),
     "controlnet": ("models/ControlNet", "extensions/sd-webui-controlnet/models"),
-    "upscale": ("models/ESRGAN", "models/RealESRGAN", "models/SwinIR", "models/DAT"),
+    "upscale": ("models/ESRGAN", "models/RealESRGAN", "models/SwinIR", "models/DAT", "models/HAT"),
 }
 STYLES = "styles.csv"
 """The WebUI's table of styles."""

@@ -1,4 +1,7 @@
-"""What a file of weights is, from the names and shapes of its tensors; its name and its folder mean nothing."""
+"""What a file of weights is, from the names and shapes of its tensors; its name means nothing.
+
+Nor does its folder, but for one thing: the networks that enlarge pictures are many, and not all are known here.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from nodes.diffusion.tensors import LoadError, shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+UPSCALERS = "upscale"
+"""The folder of upscalers."""
 CONFIG_BYTES = 1 << 20
 """A longer config is none."""
 _BASES: Mapping[int, str] = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
@@ -22,11 +27,15 @@ _CHECKPOINT = re.compile(r"(model\.)?diffusion_model\.|input_blocks\.0\.0\.weigh
 _CONTROLNET = re.compile(r"(^|\.)(input_hint_block\.0\.|controlnet_cond_embedding\.conv_in\.)")
 _LORA = re.compile(r"(\.|_)lora(_|\.)(down|up|A|B|linear_layer)|\.(hada_w1|lokr_w1|oft_blocks|diff|w_norm)(_|\.|$)")
 _VAE = re.compile(r"(^|\.)(encoder\.down\.0\.block\.0\.conv1|encoder\.down_blocks\.0\.resnets\.0\.conv1)\.weight$")
+_NESTED = re.compile(r"^params(_ema)?\.")
+"""What stands before all names where a file holds the dictionary that trainers of upscalers nest them in."""
 _UPSCALERS = {
+    r"\.(RDB1|rdb1)\.conv1x1\.": "ESRGAN+",
     r"^model\.1\.sub\.0\.(RDB1|0)\.|^body\.0\.rdb1\.|^RRDB_trunk\.0\.RDB1\.": "ESRGAN",
     r"^layers\.0\.residual_group\.blocks\.0\.attn\.relative_position_bias_table$": "SwinIR",
     r"^layers\.0\.residual_group\.blocks\.0\.(attn_block|conv_block)\.": "HAT",
     r"^layers\.0\.blocks\.0\.(attn\.attns|adaptive_)": "DAT",
+    r"^block_1\.c1_r\.eval_conv\.weight$": "SPAN",
     r"^body\.\d+\.weight$": "compact ESRGAN",
 }
 _PARTS = {
@@ -42,10 +51,10 @@ class Recognised(NamedTuple):
     folder: str | None
 
 
-def recognise(path: Path) -> Recognised:
-    """Say what a file, or a folder in diffusers' layout, is.
+def recognise(path: Path, among: str | None = None) -> Recognised:
+    """Say what a file, or a folder in diffusers' layout, is; `among` is the folder of the kind that it lies in.
 
-    Raises LoadError for a damaged one, a pickle, and for a LoRA or an embedding that could not be used.
+    A network that nothing is known of is an upscaler where it lies among them: spandrel may know it. Raises LoadError for a damaged one, a pickle, and for a LoRA or an embedding that could not be used.
     """
     if path.is_dir():
         return _folder(path)
@@ -58,7 +67,8 @@ def recognise(path: Path) -> Recognised:
         return Recognised(embedding.described(path), "embeddings")
     if any(map(_CHECKPOINT.match, found)):
         return Recognised(checkpoint.described(path), "checkpoints")
-    return next(filter(None, (judge(found) for judge in (_vae, _upscaler, _part))), _nothing(found))
+    told = next(filter(None, (judge(found) for judge in (_vae, _upscaler, _part))), None)
+    return told or (_foreign(found) if among == UPSCALERS else None) or _nothing(found)
 
 
 def _controlnet(found: Shapes) -> Recognised | None:
@@ -79,10 +89,17 @@ def _vae(found: Shapes) -> Recognised | None:
 
 
 def _upscaler(found: Shapes) -> Recognised | None:
+    names = [_NESTED.sub("", name) for name in found]
     for spelling, word in _UPSCALERS.items():
-        if any(re.search(spelling, name) for name in found):
-            return Recognised(f"upscaler {word}", "upscale")
+        if any(re.search(spelling, name) for name in names):
+            return Recognised(f"upscaler {word}", UPSCALERS)
     return None
+
+
+def _foreign(found: Shapes) -> Recognised | None:
+    """An upscaler of an unknown sort, as far as there are convolutions of pictures in it."""
+    convolves = any(len(shape) == 4 for shape in found.values())
+    return Recognised("upscaler of another sort, for spandrel", UPSCALERS) if convolves else None
 
 
 def _part(found: Shapes) -> Recognised | None:

@@ -17,7 +17,7 @@ from calotype.models import KINDS, models
 from calotype.service import Painting
 from engine.errors import FileError
 from engine.file import Files
-from nodes.files import CheckpointFile, EmbeddingFile, LoraFile, Styles
+from nodes.files import CheckpointFile, ControlNetFile, EmbeddingFile, LoraFile, Styles, UpscaleFile, VaeFile
 from server.places import Places
 from server.source import SettingsError
 
@@ -25,6 +25,8 @@ READER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 LORA = {f"{READER}.lora_down.weight": (4, 768), f"{READER}.lora_up.weight": (320, 4)}
 TOLD = "LoRA for SD 1.x, rank 4, UNet"
 EMBEDDING = {"emb_params": (2, 768)}
+UPSCALERS = ("ESRGAN", "RealESRGAN", "SwinIR", "DAT", "HAT")
+"""Folders of the WebUI for upscale models."""
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,13 @@ class TestFinding:
             comfyui / "loras/twice.safetensors",
             webui / "models/Lora/twice.safetensors",
             webui / "embeddings/easy.safetensors",
+            comfyui / "vae/clear.safetensors",
+            webui / "models/VAE/soft.safetensors",
+            comfyui / "controlnet/canny.safetensors",
+            webui / "models/ControlNet/depth.safetensors",
+            webui / "extensions/sd-webui-controlnet/models/pose.safetensors",
+            comfyui / "upscale_models/sharp.safetensors",
+            *(webui / f"models/{name}/{name.lower()}.safetensors" for name in UPSCALERS),
         ):
             put(path, EMBEDDING)
         (webui / "styles.csv").write_text("name,prompt,negative_prompt\nforest,{prompt} in a forest,\n")
@@ -92,6 +101,13 @@ class TestFinding:
             (LoraFile, "style/foo", "ComfyUI/models/loras/style/foo.safetensors"),
             (LoraFile, "twice", "ComfyUI/models/loras/twice.safetensors"),
             (EmbeddingFile, "easy", "webui/embeddings/easy.safetensors"),
+            (VaeFile, "clear", "ComfyUI/models/vae/clear.safetensors"),
+            (VaeFile, "soft", "webui/models/VAE/soft.safetensors"),
+            (ControlNetFile, "canny", "ComfyUI/models/controlnet/canny.safetensors"),
+            (ControlNetFile, "depth", "webui/models/ControlNet/depth.safetensors"),
+            (ControlNetFile, "pose", "webui/extensions/sd-webui-controlnet/models/pose.safetensors"),
+            (UpscaleFile, "sharp", "ComfyUI/models/upscale_models/sharp.safetensors"),
+            *((UpscaleFile, name.lower(), f"webui/models/{name}/{name.lower()}.safetensors") for name in UPSCALERS),
         ],
     )
     def test_names_lead_into_installations(self, installations, kind, name, path):
@@ -174,6 +190,7 @@ class TestListing:
         (here / "loras/cut.safetensors").write_bytes((here / "loras/b.safetensors").read_bytes()[:-10])
         (here / "upscale").mkdir()
         (here / "upscale/net.pth").write_bytes(b"PK")
+        save_file({"head.weight": torch.zeros(8, 3, 3, 3), "b": torch.zeros(1)}, here / "upscale/new.safetensors")
         (here / "calotype.yaml").write_text("loras: ../mine")
         code, out, _ = call("models")
         assert code == 0
@@ -187,6 +204,7 @@ class TestListing:
             ("cut", "lora", "-", "expected a safetensors file, found a damaged one"),
             ("easy", "embedding for SD 1.x, 2 vectors", "-", ""),
             ("net", "upscaler", "-", pickle),
+            ("new", "upscaler of another sort, for spandrel", "-", ""),
         ]
         assert rows[4][4] == str(here / "../mine/b.safetensors")
 

@@ -24,9 +24,9 @@ def pair(key, *into):
 def told(tmp_path):
     """What a file with tensors of these shapes is, whatever it is called."""
 
-    def recognised(shapes):
+    def recognised(shapes, among=None):
         save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "anything.safetensors")
-        return recognise(tmp_path / "anything.safetensors")
+        return recognise(tmp_path / "anything.safetensors", among)
 
     return recognised
 
@@ -73,6 +73,18 @@ def told(tmp_path):
             "upscale",
         ),
         ({"body.0.weight": (64, 3, 3, 3), "body.1.weight": (64,)}, "upscaler compact ESRGAN", "upscale"),
+        ({"params.body.0.weight": (64, 3, 3, 3), "params.body.1.weight": (64,)}, "upscaler compact ESRGAN", "upscale"),
+        ({"params_ema.body.0.rdb1.conv1.weight": (32, 64), "x": (1,)}, "upscaler ESRGAN", "upscale"),
+        (
+            {"model.1.sub.0.RDB1.conv1.0.weight": (32, 64), "model.1.sub.0.RDB1.conv1x1.weight": (32, 64, 1, 1)},
+            "upscaler ESRGAN+",
+            "upscale",
+        ),
+        (
+            {"conv_1.sk.weight": (48, 3, 1, 1), "block_1.c1_r.eval_conv.weight": (48, 48, 3, 3)},
+            "upscaler SPAN",
+            "upscale",
+        ),
         (
             {"layers.0.residual_group.blocks.0.attn.relative_position_bias_table": (225, 6), "x": (1,)},
             "upscaler SwinIR",
@@ -88,8 +100,26 @@ def told(tmp_path):
 def test_each_kind_is_told_by_its_tensors(told, shapes, words, folder):
     found = told(shapes)
     assert found.words.startswith(words)
+    assert found.words == words or not words.startswith("upscaler")
     assert found.folder == folder
     assert (" for " in found.words) == (" for " in words)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words", "folder"),
+    [
+        ({"head.weight": (64, 3, 3, 3), "tail.bias": (3,)}, "upscaler of another sort, for spandrel", "upscale"),
+        ({"a": (1,), "b": (1,)}, "2 tensors of something else", None),
+        ({"body.0.rdb1.conv1.weight": (32, 64, 3, 3), "x": (1,)}, "upscaler ESRGAN", "upscale"),
+        ({"down_blocks.0.conv.weight": (8, 8, 3, 3), "x": (1,)}, "UNet in diffusers' layout, without its", None),
+        ({"encoder.down.0.block.0.conv1.weight": (8, 8, 3, 3), "x": (1,)}, "VAE", "vae"),
+    ],
+)
+def test_a_network_that_nothing_else_is_told_of_is_an_upscaler_among_upscalers_alone(told, shapes, words, folder):
+    assert told(shapes, "upscale").words.startswith(words)
+    assert told(shapes, "upscale").folder == folder
+    assert told(shapes, "loras") == told(shapes)
+    assert "spandrel" not in told(shapes).words
 
 
 @pytest.mark.parametrize(
