@@ -54,7 +54,8 @@ class Recognised(NamedTuple):
 def recognise(path: Path, among: str | None = None) -> Recognised:
     """Say what a file, or a folder in diffusers' layout, is; `among` is the folder of the kind that it lies in.
 
-    A network that nothing is known of is an upscaler where it lies among them: spandrel may know it. Raises LoadError for a damaged one, a pickle, and for a LoRA or an embedding that could not be used.
+    A network that nothing is known of is an upscaler where it lies among them: spandrel may know it. Raises LoadError
+    for a damaged one, a pickle, and for a LoRA or an embedding that could not be used.
     """
     if path.is_dir():
         return _folder(path)

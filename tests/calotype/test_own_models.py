@@ -111,7 +111,8 @@ def test_a_checkpoint_without_marks_is_told_to_predict_v_from_outside(engine):
     assert plain["prompted/patched.unet"] == Unet(plain["prompted/patched.unet"].digest)
     again = engine.run(graph.set(prediction="v_prediction"), ["image", "prompted/patched.unet"])
     assert sorted(again.ran()) == ["decoded", "paint", "prompted/patched", "prompted/trained"]
-    assert (again["prompted/patched.unet"].prediction, again["prompted/patched.unet"].zero_snr) == ("v_prediction", False)
+    told = again["prompted/patched.unet"]
+    assert (told.prediction, told.zero_snr) == ("v_prediction", False)
     assert (again["image"].data != plain["image"].data).any()
     third = engine.run(graph.set(prediction="v_prediction", zero_snr=True), ["image", "prompted/patched.unet"])
     assert third["prompted/patched.unet"].zero_snr
