@@ -44,6 +44,7 @@ from nodes.types import (
     Unet,
     UnetModel,
 )
+from nodes.unsaid import unsaid
 
 SamplerName = Literal[
     "dpmpp_2m",
@@ -168,7 +169,7 @@ def sample_many(calls: Sequence[Arguments]) -> Rounds:
     yield from lockstep(calls, answer, lambda arguments: _sampled(_Call(**arguments)))
 
 
-@node("sample", version=7, many=sample_many)
+@node("sample", version=8, many=sample_many)
 def sample(
     unet: Unet,
     positive: Conditioning,
@@ -205,8 +206,9 @@ def sample(
     1 and the prompt has one part. With a mask only the repainted area changes: on every step the predicted latent is
     replaced by the original outside of it. The mask is rounded to whole latent cells; without `round_mask` its greys
     mix both. `soft` reads greys as how much may change instead. `inpaint` is what an inpainting model wants to see of
-    picture and mask; other models ignore it. `control` are ControlNets, from `controlnet.apply`. One latent serves all
-    pictures of the noise, or there is one for each.
+    picture and mask, and other models ignore it. Without it such a model sees the mask and the latent; without a mask
+    either, all is to be repainted, and the picture is middle grey, as its checkpoint's own VAE encodes it. `control`
+    are ControlNets, from `controlnet.apply`. One latent serves all pictures of the noise, or there is one for each.
 
     Of the steps those from `first` on and before `last` run, counted from 0. What is left out at the end is made up for
     in the last step, unless `leftover` noise is to stay for another `sample`, which begins there and adds none of its
@@ -325,12 +327,17 @@ def _guidance(call: _Call, start: torch.Tensor, model: UnetModel) -> Guidance:
         spoken(call.positive, start, downscale, model, negative=False),
         negative,
         call.cfg,
-        concat=concatenated(call.inpaint, start, model),
+        concat=concatenated(call.inpaint, start, model, partial(_unsaid, call, start)),
         whole_timesteps=call.convention == "comfy",
         controls=controls(call.control, nets, start, downscale, model),
         rescale=call.options.cfg_rescale,
         unguided=unguided,
     )
+
+
+def _unsaid(call: _Call, start: torch.Tensor) -> torch.Tensor:
+    """What an inpainting model sees where the call does not say it."""
+    return unsaid(call.unet, call.latent, start, call.mask, call.context, comfy=call.convention == "comfy")
 
 
 class _Way(NamedTuple):

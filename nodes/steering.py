@@ -1,6 +1,6 @@
 """What steers one call of a sampler: checked against its UNet, before a wrong one fails all that share a UNet call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,18 +163,20 @@ def _fitted(data: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return functional.interpolate(data, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def concatenated(inpaint: InpaintConditioning | None, start: torch.Tensor, model: UnetModel) -> torch.Tensor | None:
-    """What goes to the UNet beside the latents `start`, where it is an inpainting model; None for others."""
+def concatenated(
+    inpaint: InpaintConditioning | None, start: torch.Tensor, model: UnetModel, unsaid: Callable[[], torch.Tensor]
+) -> torch.Tensor | None:
+    """What goes to the UNet beside the latents `start`, where it is an inpainting model; None for others.
+
+    `unsaid` makes it where no `inpaint` says it.
+    """
     (pictures, channels, *sides), takes = start.shape, model.unet.config.in_channels
     if channels == takes:
         return None
     if takes != 2 * channels + 1:
         raise ValueError(f"the latent has {channels} channels, this UNet takes {takes}; use the model's own VAE")
     if inpaint is None:
-        raise ValueError(
-            f"this is an inpainting model, whose UNet takes {takes} channels: link `inpaint` to an "
-            "inpaint.conditioning of picture and mask (a white mask where all is repainted)"
-        )
+        return unsaid()
     given = tuple(inpaint.data.shape)
     if given[0] not in (1, pictures) or given[1:] != (takes - channels, *sides):
         expected = f"1 or {pictures} x {takes - channels} x {sides[0]} x {sides[1]}"

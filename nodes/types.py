@@ -19,6 +19,7 @@ from engine.models import ModelRef
 from engine.param import Fresh, Unit
 from engine.socket import Socket
 from nodes.diffusion import embedding, expected, load, lora, preview, upscale
+from nodes.diffusion import vae as coding
 from nodes.diffusion.enlarger import Enlarger
 from nodes.diffusion.noise import Source
 from nodes.diffusion.prompt import Part
@@ -579,3 +580,31 @@ class Colours(_Part):
         """A few numbers."""
         assert isinstance(module, preview.ColourMap)
         return module.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Blank(_Part):
+    """The latent of a middle grey picture. A model reference: the checkpoint's VAE is asked for it once for each size.
+
+    `width` and `height` are the picture's, in px. Always in float32, in which no VAE overflows.
+    """
+
+    space: LatentSpace = LatentSpace()
+    width: int = 512
+    height: int = 512
+
+    def load(self, files: Files, place: str) -> torch.Tensor:
+        """Load the VAE, encode the picture, and keep nothing else: float32, 1 x C x h x w."""
+        return coding.encode_signed(torch.zeros(1, 3, self.height, self.width), self._vae().load(files, place))
+
+    def expected_bytes(self, files: Files, place: str) -> int:
+        """Bytes of the VAE, for as long as it is asked."""
+        return self._vae().expected_bytes(files, place)
+
+    def module_bytes(self, module: object) -> int:
+        """Bytes of the latent."""
+        assert isinstance(module, torch.Tensor)
+        return module.nbytes
+
+    def _vae(self) -> Vae:
+        return Vae(self.digest, "float32", self.space)

@@ -202,10 +202,6 @@ class TestInpaintingModels:
         ours = sample(**call(inpaint=seen, steps=6, denoise=0.6))
         assert_alike(ours.data, theirs)
 
-    def test_without_its_conditioning_it_is_refused_with_the_remedy(self, call):
-        with pytest.raises(ValueError, match=r"an inpainting model, whose UNet takes 9 channels: link `inpaint` to"):
-            sample(**call())
-
     @pytest.mark.parametrize(("shape", "message"), [((1, 0, 1, 1), "1 x 0 x 1 x 1"), ((1, 5, 8, 4), "1 x 5 x 8 x 4")])
     def test_a_conditioning_of_another_model_or_size_is_refused(self, call, shape, message):
         with pytest.raises(ValueError, match=f"the inpaint conditioning is {message}, expected 1 or 1 x 5 x 8 x 8"):
