@@ -13,7 +13,7 @@ from nodes.prompt import written
 from nodes.types import Conditioning, Embedding, Prompt, TextEncoder
 
 
-@node("text.encode", version=3)
+@node("text.encode", version=4)
 def encode(
     encoder: TextEncoder,
     context: Context,
@@ -44,6 +44,6 @@ def encode(
 def clip_skip(encoder: TextEncoder, skip: Annotated[int, Ge(1), Le(12)] = 1) -> TextEncoder:
     """Leave out the last `skip` - 1 layers of a text encoder; 1 leaves out none, some models were trained with 2.
 
-    SDXL was trained with 2, and 1 means the same there.
+    SDXL and SD 2.x were trained with 2, and 1 means the same there. The WebUI heeds it for neither of them.
     """
     return replace(encoder, clip_skip=skip)

@@ -89,6 +89,11 @@ def text_encoders(
     return tuple(_encoder(contents, each, dtype, device) for each in ENCODERS[_text_family(contents)])
 
 
+def dropped(path: Path) -> tuple[int, ...]:
+    """Count the layers at the end of each of a checkpoint's text encoders that are not loaded."""
+    return tuple(encoder.dropped for encoder in ENCODERS[_text_family(Contents.of(path))])
+
+
 def tokenizer_options(path: Path) -> tuple[dict[str, Any], ...]:
     """What the tokenizer of each text encoder has other than the vocabulary in TOKENIZER."""
     contents = Contents.of(path)

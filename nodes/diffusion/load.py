@@ -5,7 +5,7 @@ Nothing is fetched, reported or unpickled: only local safetensors files are read
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,9 @@ __all__ = [
     "unet_inputs",
     "vae",
 ]
+
+OPEN_CLIP_LAYERS = 24
+"""What OpenCLIP's H has, of which SD 2.x takes no more than 23."""
 
 
 def unet(
@@ -128,11 +131,17 @@ def towers(
     model = Path(model)
     if model.is_file():
         encoders = checkpoint.text_encoders(model, dtype, device)
-        return tuple(map(Tower, _file_tokenizers(model), encoders))
+        return tuple(map(Tower, _file_tokenizers(model), encoders, checkpoint.dropped(model)))
     kinds = [kind for kind in (TEXT_ENCODER, TEXT_ENCODER_2) if (model / kind.folder).is_dir()] or [TEXT_ENCODER]
     folders = [folder.part(model, kind.folder.replace("text_encoder", "tokenizer")) for kind in kinds]
     encoders = tuple(folder.module(kind, folder.part(model, kind.folder), dtype, device) for kind in kinds)
-    return tuple(map(Tower, map(folder.tokenizer, folders), encoders))
+    return tuple(map(Tower, map(folder.tokenizer, folders), encoders, _dropped(model, encoders)))
+
+
+def _dropped(model: Path, encoders: Sequence[CLIPTextModel]) -> list[int]:
+    """Count the layers that each text encoder in a folder lacks: one of SD 2.x lacks the last, where it is not there."""
+    second = (model / UNET.folder).is_dir() and family(model) == "sd2"
+    return [int(second and encoder.config.num_hidden_layers < OPEN_CLIP_LAYERS) for encoder in encoders]
 
 
 def text_encoder(

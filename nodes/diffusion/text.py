@@ -67,6 +67,7 @@ class Reading:
 
     `clip_skip` counts layers from the end: 1 is the last one, 2 leaves one out, and the final layer norm follows.
     Models with pooled states, SDXL's, never take the last layer, and no norm: there 1 and 2 are the last layer but one.
+    They are that for SD 2.x too, whose last layer is never loaded, but with the norm.
     The bare name of an embedding for another kind of model is only words, as in the WebUI; `warn` is told.
     """
 
@@ -310,12 +311,17 @@ def _encoded(split: Sequence[Chunk], towers: Sequence[Tower], reading: Reading) 
     """Hidden states of the chunks of one text, weighed, one chunk after another; pooled ones of the first."""
     states, pooled, start, raw = [], torch.empty(1, 0), 0, pooling(towers)
     for tower in towers:
-        layer = _Layer(tower, start, max(2, reading.clip_skip) if raw else reading.clip_skip, raw)
+        layer = _Layer(tower, start, _layer(tower, reading.clip_skip, raw=raw), raw)
         made = layer.states(split)
         states.append(_weighed(made.states, split, layer, reading.weighting))
         pooled, start = made.pooled[:1], start + tower.encoder.config.hidden_size
     together = torch.cat(states, dim=2)
     return Encoded(together.reshape(1, -1, together.shape[2]), pooled)
+
+
+def _layer(tower: Tower, skip: int, *, raw: bool) -> int:
+    """The layer that is taken, counted from the end of what was loaded, where 1 is the last."""
+    return max(2, skip) - tower.dropped if raw or tower.dropped else skip
 
 
 def _weighed(states: Tensor, split: Sequence[Chunk], layer: _Layer, weighting: Weighting) -> Tensor:
@@ -402,7 +408,7 @@ def _chunks_for(towers: Sequence[Tower], text: str, reading: Reading) -> list[Ch
 
 
 def _check_skip(reading: Reading, towers: Sequence[Tower]) -> None:
-    layers = min(tower.encoder.config.num_hidden_layers for tower in towers)
+    layers = min(tower.encoder.config.num_hidden_layers + tower.dropped for tower in towers)
     if not 1 <= reading.clip_skip <= layers:
         raise PromptError(f"clip skip {reading.clip_skip}: this text encoder has {layers} layers, expected 1..{layers}")
 

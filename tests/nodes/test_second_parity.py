@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from single_file import UNET, VAE, open_clip, renamed, shaken, tiny_clip, tiny_unet, tiny_vae
 from transformers import CLIPTokenizer
 
-from nodes import model
+from nodes import model, text
 from nodes.diffusion import load, original
 from nodes.diffusion.checkpoint import TOKENIZER, V_BIAS
 from nodes.diffusion.noise import draw
@@ -147,3 +147,18 @@ def test_it_is_not_taken_for_one_that_predicts_noise(nodes, pipeline):
     ours = drawn(nodes, other)
     assert error(ours, plain(**asked(latents=NOISE)).images) < 1e-4
     assert error(ours, drawn(nodes, parts)) > 0.1
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(("skip", "layer"), [(1, -1), (2, -1), (3, -2)])
+def test_clip_skip_begins_at_the_last_layer_but_one_as_the_last_is_never_loaded(nodes, pipeline, name, skip, layer):
+    """So 2 is ComfyUI's -2, and 3 its -3; `layer` is one of those that are left."""
+    words = text.encode(text.clip_skip(nodes.load(name).text, skip), nodes.context, text="a fox")
+    told = pipeline.tokenizer("a fox", padding="max_length", return_tensors="pt").input_ids
+    states = pipeline.text_encoder(told, output_hidden_states=True).hidden_states[layer]
+    assert error(words.data, pipeline.text_encoder.final_layer_norm(states)) < 1e-6
+
+
+def test_a_clip_skip_counts_the_layer_that_is_not_loaded_too(nodes):
+    with pytest.raises(ValueError, match=r"clip skip 4: this text encoder has 3 layers, expected 1\.\.3"):
+        text.encode(text.clip_skip(nodes.load("folder").text, 4), nodes.context, text="a fox")
