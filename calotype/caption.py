@@ -32,6 +32,7 @@ AXES: Mapping[tuple[str, str], str] = {
     ("sample.options", "eta"): "Eta",
     ("sample.options", "noise_multiplier"): "Initial noise multiplier",
     ("sample.options", "extra_noise"): "Extra noise",
+    ("sample.options", "ngms"): "Negative Guidance minimum sigma",
     ("inpaint.conditioning", "strength"): "Cond. Image Mask Weight",
     ("model.load", "checkpoint"): "Checkpoint name",
     ("vae.load", "source"): "VAE",

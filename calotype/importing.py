@@ -129,7 +129,6 @@ UNDONE: Mapping[str, str] = {
     "Refiner switch at": "see Refiner",
     "Token merging ratio": "tokens are not merged",
     "Token merging ratio hr": "tokens are not merged",
-    "NGMS": "the negative prompt counts on every step",
     "FP8 weight": "set `precision` for weights of less bits",
     "Cache FP16 weight for LoRA": "LoRAs are put on the weights as they are",
     "Hires checkpoint": "the second pass has the model of the first",
@@ -155,6 +154,7 @@ PLOTTED: Mapping[str, str] = {
     "Prompt S/R": "prompt:replace",
     "Prompt order": "prompt:order",
     "Cond. Image Mask Weight": "conditioning",
+    "Negative Guidance minimum sigma": "options.ngms",
 }
 """Axes of an X/Y/Z plot, by the names of `calotype sweep`."""
 
@@ -215,6 +215,9 @@ FIELDS: Mapping[str, tuple[str, Convert]] = {
     "Schedule max sigma": ("sigma_max", _level),
     "Schedule rho": ("rho", _level),
     "Discard penultimate sigma": ("discard_penultimate_sigma", _switch),
+    "NGMS": ("s_min_uncond", float),
+    "NGMS all steps": ("s_min_uncond_all", _switch),
+    "Skip Early CFG": ("skip_early_cond", float),
     "Emphasis": ("emphasis", str),
     "Hires upscale": ("hr_scale", float),
     "Hires steps": ("hr_second_pass_steps", int),

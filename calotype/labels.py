@@ -64,6 +64,9 @@ OPTIONS: Words = {
     "sigma_max": "Schedule max sigma",
     "rho": "Schedule rho",
     "discard_penultimate": "Discard penultimate sigma",
+    "ngms": "NGMS",
+    "ngms_all": "NGMS all steps",
+    "skip_early": "Skip Early CFG",
 }
 """Parameters of `sample.options`."""
 

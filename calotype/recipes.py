@@ -58,6 +58,9 @@ class Common(TypedDict, total=False):
     | `s_churn`, `s_tmin`, `s_tmax`, `s_noise` | stochasticity of Euler and Heun | the sampler's own |
     | `sigma_min`, `sigma_max`, `rho` | of the schedule | the model's and schedule's own |
     | `discard_penultimate_sigma` | true or false | the sampler's own |
+    | `s_min_uncond` | negative guidance minimum sigma: every second call below spares the negative prompt | 0 |
+    | `s_min_uncond_all` | whether each call below it does | false |
+    | `skip_early_cond` | share of a run, from its beginning, that spares the negative prompt, 0..1 | 0 |
     | `ensd` | eta noise seed delta, added to the seed of a sampler's own noise | 0 |
     | `rounding` | of levels to 8 bits: `truncate`, as the WebUI does, or `nearest` | `truncate` |
     | `rng` | source of noise: `NV` (as CUDA draws, on any machine) or `CPU` | `NV` |
@@ -93,6 +96,9 @@ class Common(TypedDict, total=False):
     sigma_max: float | None
     rho: float | None
     discard_penultimate_sigma: bool | None
+    s_min_uncond: float | None
+    s_min_uncond_all: bool | None
+    skip_early_cond: float | None
     ensd: int | None
     rounding: str
     rng: str
@@ -293,6 +299,9 @@ COMMON: Mapping[str, Control] = {
     "sigma_max": Control("options.sigma_max"),
     "rho": Control("options.rho"),
     "discard_penultimate_sigma": Control("options.discard_penultimate"),
+    "s_min_uncond": Control("options.ngms"),
+    "s_min_uncond_all": Control("options.ngms_all"),
+    "skip_early_cond": Control("options.skip_early"),
     "ensd": Control("options.seed_delta"),
     "rounding": Control("decoded.rounding", "truncate"),
     "rng": _words(labels.RNG, "noise.source", "NV"),

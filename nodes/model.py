@@ -29,10 +29,11 @@ class Patched(NamedTuple):
 def load(checkpoint: CheckpointFile, precision: Precision = "auto") -> Parts:
     """Refer to the UNet, text encoder and VAE of a checkpoint.
 
-    `checkpoint` is a safetensors file of Stable Diffusion 1.x or 2.x as it is shared, also for inpainting, by its name
-    in a folder `checkpoints` or by its path; or a folder in diffusers' layout; or `pocket`, the embedded model. Nothing
-    is loaded here: the parts are references, known by the content of the checkpoint's files, and are loaded by the
-    nodes that use them. A file without a VAE needs one from `vae.load`.
+    `checkpoint` is a safetensors file as it is shared, of Stable Diffusion 1.x, 2.x, SDXL or SDXL's refiner, also for
+    inpainting, by its name in a folder `checkpoints` or by its path; or a folder in diffusers' layout; or the hub id,
+    `owner/name`, of one in the hub's local cache; or `pocket`, the embedded model. Nothing is loaded here: the parts
+    are references, known by the content of the checkpoint's files, and are loaded by the nodes that use them. A file
+    without a VAE needs one from `vae.load`.
     """
     digest = checkpoint.digest.hex()
     space = LatentSpace(**loading.latent_space(checkpoint.path))

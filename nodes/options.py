@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le, Len
 
 from engine.node import node
 from nodes.diffusion.levels import Limits
+from nodes.diffusion.sparing import Sparing
 from nodes.diffusion.step import Churn
 from nodes.types import SampleOptions
 
@@ -18,7 +19,7 @@ Levels = Annotated[tuple[Annotated[float, Gt(0), Le(20_000)], ...], Len(0, 1000)
 Tolerance = Annotated[float, Ge(1e-6), Le(1)]
 
 
-@node("sample.options", version=2)
+@node("sample.options", version=3)
 def options(
     *,
     eta: Share | None = None,
@@ -42,6 +43,9 @@ def options(
     extra_noise: Share = 0.0,
     seed_delta: Annotated[int, Ge(0), Le(2**32)] = 0,
     cfg_rescale: Share = 0.0,
+    ngms: Level = 0.0,
+    ngms_all: bool = False,
+    skip_early: Share = 0.0,
 ) -> SampleOptions:
     """Tell a sampler more than `sample` does; what it does not take has no effect, so a plot over samplers works.
 
@@ -59,6 +63,10 @@ def options(
     begins with, and `extra_noise` adds as much more of it, whatever the level. `seed_delta` is added to the seed that
     ancestral samplers draw the steps' noise from (the WebUI's ENSD). `cfg_rescale` takes back that share of the
     contrast that a high cfg adds; models that predict v were trained for about 0.7.
+
+    What leaves out the negative prompt spares half of the UNet's work. `ngms`, the WebUI's negative guidance minimum
+    sigma, does below that noise level, on every second model call, or on each with `ngms_all`; `skip_early` does for
+    that share of a run from its beginning on (0 = not at all). The first prompt of several stands for it there.
     """
     return SampleOptions(
         eta=eta,
@@ -82,12 +90,20 @@ def options(
         extra_noise=extra_noise,
         seed_delta=seed_delta,
         cfg_rescale=cfg_rescale,
+        ngms=ngms,
+        ngms_all=ngms_all,
+        skip_early=skip_early,
     )
 
 
 def limits(given: SampleOptions) -> Limits:
     """What a schedule is told."""
     return Limits(given.sigma_min, given.sigma_max, given.rho, given.levels)
+
+
+def sparing(given: SampleOptions, calls: int) -> Sparing:
+    """At which of the `calls` of a run the negative prompt is left out."""
+    return Sparing(given.ngms, given.ngms_all, given.skip_early, calls)
 
 
 def keywords(given: SampleOptions) -> Mapping[str, object]:

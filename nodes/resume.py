@@ -23,7 +23,7 @@ from nodes.diffusion.control import Control
 from nodes.diffusion.guidance import Clause, Guidance, Question
 from nodes.diffusion.step import Predicted
 
-CHANGING = frozenset({"positive", "negative", "controls"})
+CHANGING = frozenset({"positive", "negative", "controls", "sparing"})
 """What of a guidance may be active at one noise level and not at another; all the rest is always."""
 WHERE = frozenset({"net", "low", "high"})
 """What of a ControlNet says where it counts, which is asked; its module is known by its reference."""
@@ -118,6 +118,7 @@ class Trail:
         return [
             [self._clause(clause) for clause in sides.positive],
             [self._clause(clause) for clause in sides.negative],
+            sides.spared,
             [known for control, known in controls if control.counts(question.sigma)],
         ]
 

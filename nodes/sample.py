@@ -22,11 +22,11 @@ from nodes.diffusion.drive import Result, Run, drive, lockstep
 from nodes.diffusion.guidance import Guidance, Question, guided
 from nodes.diffusion.noise import Streams, brownian
 from nodes.diffusion.sampler import SAMPLERS, evaluations
-from nodes.diffusion.schedule import SCHEDULES, Convention, plan
+from nodes.diffusion.schedule import FOR_XL, SCHEDULES, Convention, executed, plan
 from nodes.diffusion.step import AnySteps, Predicted
 from nodes.diffusion.table import NoiseSchedule
 from nodes.noise import streams
-from nodes.options import keywords, limits
+from nodes.options import keywords, limits, sparing
 from nodes.resume import Trail, firsts
 from nodes.steering import check_prompts, concatenated, controls, kept, spoken
 from nodes.types import (
@@ -109,7 +109,7 @@ ScheduleName = Literal[
     "lcm",
     "custom",
 ]
-"""A schedule; "automatic" is the one that the sampler is made for."""
+"""A schedule; "automatic" is the one that the sampler is made for, "align_your_steps" that of the model's family."""
 Step = Annotated[int, Ge(0), Le(100_000)]
 """A place among the steps of a run; 0 is the first."""
 PLAIN = SampleOptions()
@@ -299,7 +299,7 @@ def _sampling(call: _Call, model: UnetModel) -> _Run[torch.Tensor]:
         round_mask=call.round_mask,
         noise=_noise_kept(call, drawn) if comfy else None,
     )
-    way = _way(call, model.table)
+    way = _way(call, model)
     sigmas = way.levels
     if len(sigmas) < 2:
         return start
@@ -317,7 +317,8 @@ def _sampling(call: _Call, model: UnetModel) -> _Run[torch.Tensor]:
 
 def _guidance(call: _Call, start: torch.Tensor, model: UnetModel) -> Guidance:
     """What steers the call, but for its mask."""
-    unguided, downscale = SAMPLERS[call.sampler].unguided, call.latent.space.downscale
+    sampler, downscale = SAMPLERS[call.sampler], call.latent.space.downscale
+    unguided, calls = sampler.unguided, sampler.asks * executed(call.steps, call.denoise, call.convention)
     check_prompts(call.positive, call.negative, call.cfg, model, unguided=unguided)
     nets = [call.context.model(hint.net) for hint in call.control.hints] if call.control else []
     negative = None
@@ -332,6 +333,7 @@ def _guidance(call: _Call, start: torch.Tensor, model: UnetModel) -> Guidance:
         controls=controls(call.control, nets, start, downscale, model),
         rescale=call.options.cfg_rescale,
         unguided=unguided,
+        sparing=sparing(call.options, calls),
     )
 
 
@@ -351,13 +353,13 @@ class _Way(NamedTuple):
     high: float
 
 
-def _way(call: _Call, table: NoiseSchedule) -> _Way:
+def _way(call: _Call, model: UnetModel) -> _Way:
     """The levels of a call."""
     sampler = SAMPLERS[call.sampler]
     name = sampler.schedule if call.schedule == "automatic" else call.schedule
     whole, begin = plan(
-        SCHEDULES[name],
-        table,
+        SCHEDULES[FOR_XL.get(name, name) if model.wide else name],
+        model.table,
         call.steps,
         call.denoise,
         convention=call.convention,

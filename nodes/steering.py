@@ -111,7 +111,7 @@ def controls(
 def _pooled(words: Conditioning, model: UnetModel) -> tuple[torch.Tensor | None, int]:
     """The pooled states that the UNet takes, and how many numbers about sizes; None and 0 for most UNets."""
     config = model.unet.config
-    if getattr(config, "addition_embed_type", None) != "text_time":
+    if not model.wide:
         return None, 0
     whole, each, given = (
         config.projection_class_embeddings_input_dim,

@@ -295,6 +295,9 @@ class SampleOptions(Socket):
     extra_noise: float = 0.0
     seed_delta: int = 0
     cfg_rescale: float = 0.0
+    ngms: float = 0.0
+    ngms_all: bool = False
+    skip_early: float = 0.0
 
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
@@ -374,6 +377,11 @@ class UnetModel:
     table: NoiseSchedule
     own: tuple[str, ...] | None = None
 
+    @property
+    def wide(self) -> bool:
+        """Whether it is one of SDXL's, which are told pooled text and sizes."""
+        return getattr(self.unet.config, "addition_embed_type", None) == "text_time"
+
 
 @dataclass(frozen=True)
 class TextModel:
@@ -419,8 +427,7 @@ class Unet(_Part):
         """Put the LoRAs on it, or other noise levels beside it."""
         if self.prediction is not None or self.zero_snr:
             return UnetModel(module.unet, self._table(module.table), ())
-        wide = getattr(module.unet.config, "addition_embed_type", None) == "text_time"
-        parts = lora.PARTS if wide else lora.PARTS[:2]
+        parts = lora.PARTS if module.wide else lora.PARTS[:2]
         unet, own = _patched(module.unet, "unet", self.patches, files, parts)
         return UnetModel(unet, module.table, own)
 

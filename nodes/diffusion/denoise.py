@@ -73,7 +73,9 @@ class Denoiser:
             return [(clause, clean[_place(number, clause)]) for clause in clauses]
 
         return [
-            q.guidance.combine(answers(number, side.positive), answers(number, side.negative), q.x, q.sigma)
+            q.guidance.combine(
+                answers(number, side.positive), answers(number, side.negative), q.x, q.sigma, spared=side.spared
+            )
             for number, (q, side) in enumerate(zip(questions, sides, strict=True))
         ]
 

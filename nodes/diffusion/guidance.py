@@ -11,6 +11,7 @@ from torch import Tensor
 from nodes.diffusion.control import Control
 from nodes.diffusion.keep import Keeper
 from nodes.diffusion.scope import Box
+from nodes.diffusion.sparing import THROUGHOUT, Sparing
 from nodes.diffusion.step import AnySteps, Predicted
 
 NOTHING = 1e-37
@@ -50,10 +51,11 @@ Words: TypeAlias = Tensor | Scheduled
 
 
 class Sides(NamedTuple):
-    """The two sides of the guidance; the negative one is empty where it has no say."""
+    """The two sides of the guidance; the negative one is empty where it has no say, or was `spared`."""
 
     positive: Clauses
     negative: Clauses
+    spared: bool = False
 
 
 Answer: TypeAlias = tuple[Clause, Tensor]
@@ -76,6 +78,9 @@ class Guidance:
     UNet takes beside the latents, after their channels; `controls` are the ControlNets at work. With `whole_timesteps`
     the UNet is told the nearest timestep that it was trained on, not one between two; with `unguided` the negative is
     computed whatever the cfg, for samplers that ask for it.
+
+    Where the negative is left out by `sparing`, what is predicted under the first positive part stands for it, also for
+    those samplers: that part alone is the result then, and others lead away from it. Of relative parts the mean does.
     """
 
     positive: Words
@@ -87,6 +92,7 @@ class Guidance:
     controls: tuple[Control, ...] = ()
     rescale: float = 0.0
     unguided: bool = False
+    sparing: Sparing = THROUGHOUT
 
     def __post_init__(self) -> None:
         """Refuse what nothing can be weighed against."""
@@ -106,15 +112,19 @@ class Guidance:
         positive = _clauses(self.positive, call, calls, sigma)
         if self.negative is None or (self._alone(positive) and not self.unguided):
             return Sides(positive, ())
+        if self.sparing.leaves_out(call, sigma):
+            return Sides(positive, (), spared=True)
         return Sides(positive, _clauses(self.negative, call, calls, sigma))
 
     def enter(self, x: Tensor, sigma: float) -> Tensor:
         """Return what the UNet is to see of `x`, (N, C, h, w), at noise level `sigma`."""
         return x if self.repaint is None else self.repaint.enter(x, sigma)
 
-    def combine(self, positive: Sequence[Answer], negative: Sequence[Answer], x: Tensor, sigma: float) -> Predicted:
+    def combine(
+        self, positive: Sequence[Answer], negative: Sequence[Answer], x: Tensor, sigma: float, *, spared: bool = False
+    ) -> Predicted:
         """Weigh what was predicted of `x` at noise level `sigma`, and keep what is to be kept."""
-        base = _mean(negative, x) if negative else None
+        base = _mean(negative, x) if negative else _instead(positive, x) if spared else None
         clean = self._guided(positive, base, x, sigma)
         kept = clean if self.repaint is None else self.repaint.blend(clean, sigma)
         return Predicted(kept, clean if base is None else base)
@@ -142,6 +152,11 @@ class Guidance:
 
 def _clauses(words: Words, call: int, calls: int, sigma: float | None = None) -> Clauses:
     return (Clause(words),) if isinstance(words, Tensor) else words.at(call, calls, sigma)
+
+
+def _instead(positive: Sequence[Answer], x: Tensor) -> Tensor:
+    """Return what stands for the negative where it is left out."""
+    return _mean(positive, x) if any(clause.relative for clause, _ in positive) else positive[0][1]
 
 
 def _sum(positive: Sequence[Answer], negative: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def beta_timestep(table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Te
 def align_your_steps(_table: NoiseSchedule, steps: int, _limits: Limits = OWN) -> Tensor:
     """Levels that Sabour et al. 2024 found best for SD 1.5 in ten steps (https://arxiv.org/abs/2404.14507).
 
-    Other numbers of steps read them off between, evenly in log sigma.
+    Other numbers of steps read them off between, evenly in log sigma. A node with an SDXL model at hand takes the next.
     """
     return between(ALIGNED, steps)
 

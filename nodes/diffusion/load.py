@@ -139,7 +139,7 @@ def towers(
 
 
 def _dropped(model: Path, encoders: Sequence[CLIPTextModel]) -> list[int]:
-    """Count the layers that each text encoder in a folder lacks: one of SD 2.x lacks the last, where it is not there."""
+    """Count the layers that each text encoder in a folder lacks: the last in SD 2.x, unless all are there."""
     second = (model / UNET.folder).is_dir() and family(model) == "sd2"
     return [int(second and encoder.config.num_hidden_layers < OPEN_CLIP_LAYERS) for encoder in encoders]
 

@@ -14,7 +14,8 @@ the beginning. So of 20 calls `[a:b:0.5]` gives 11 to a. `[a|b|c]` takes the nex
 first for calls 0 and 1. Both are what the WebUI does.
 
 Where Calotype differs: a bracket that makes no sense is literal alone, not together with all else; `BREAK` is
-recognised inside weights; tags count in the negative prompt too; and what has no limit there has one here.
+recognised inside weights; tags count in the negative prompt too; a second pass, as of hires fix, begins to count anew,
+where the WebUI goes on from 1 to 2 (`[a:b:1.5]`); and what has no limit there has one here.
 """
 
 import math

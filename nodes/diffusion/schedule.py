@@ -151,6 +151,9 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
     },
 )
 
+FOR_XL: Mapping[str, str] = MappingProxyType({"align_your_steps": "align_your_steps_xl"})
+"""Schedules that stand for others where the model is one of SDXL's."""
+
 LABELS: Mapping[str, str] = MappingProxyType(
     {
         "Karras": "karras",

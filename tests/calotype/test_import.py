@@ -123,6 +123,10 @@ ROUND = {
         }
         | {"sigma_min": 0.1, "sigma_max": 10.0, "rho": 5.0, "discard_penultimate_sigma": True, "emphasis": "No norm"},
     ),
+    "sparing": (
+        recipes.text2img,
+        {"s_min_uncond": 2.5, "s_min_uncond_all": True, "skip_early_cond": 0.125},
+    ),
     "varied": (
         recipes.text2img,
         {"subseed": 9, "subseed_strength": 0.125, "seed_resize_from_w": 256, "seed_resize_from_h": 192},

@@ -4,7 +4,6 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from pipelines import ONE, SIZE, UP, Nodes, controlnet, error, photograph, plain, seeded
-
 from safetensors.torch import save_file
 from single_file import CLIP, UNET, renamed, tiny_clip, tiny_unet
 

@@ -167,3 +167,16 @@ def test_pictures_of_a_batch_are_those_made_alone(nodes, parts):
         parts.unet, words[0], start, recipe, nodes.context, negative=words[1], steps=STEPS, cfg=5.0, sampler="euler"
     )
     assert error(together[2:], alone.data) < 1e-4
+
+
+def test_align_your_steps_takes_the_levels_of_the_models_family(nodes, parts, root):
+    def made(of, schedule, **more):
+        return nodes.sample(of, *both(nodes, of), schedule=schedule, **more)
+
+    assert torch.equal(made(parts, "align_your_steps"), made(parts, "align_your_steps_xl"))
+    plain(root / "one")
+    one = nodes.load("one")
+    levels = options.options(levels=(14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029))
+    listed = made(one, "custom", options=levels, steps=11)
+    assert torch.equal(made(one, "align_your_steps", steps=11), listed)
+    assert error(made(one, "align_your_steps_xl", steps=11), listed) > 1e-3
