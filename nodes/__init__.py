@@ -59,6 +59,7 @@ NODES = (
     mask.grow,
     mask.blur,
     mask.resize,
+    mask.crop,
     mask.threshold,
     mask.opacity,
     mask.difference,

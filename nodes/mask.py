@@ -147,6 +147,15 @@ def resize(
     return refit(cut(mask, multiple), size, "stretch", filter) if mode == "latent" else refit(mask, size, mode, filter)
 
 
+@node("mask.crop", version=1)
+def crop(mask: Mask, x: Offset, y: Offset, width: Side, height: Side) -> Mask:
+    """Cut out the box whose upper left pixel is (`x`, `y`), as `image.crop` does with the picture below the mask."""
+    right, bottom = x + width, y + height
+    if x < 0 or y < 0 or right > mask.size[0] or bottom > mask.size[1]:
+        raise ValueError(f"the box ({x}, {y})..({right}, {bottom}) leaves the mask of {px(mask.size)}")
+    return Mask(mask.data[..., y:bottom, x:right].contiguous())
+
+
 @node("mask.opacity", version=1)
 def opacity(mask: Mask, opacity: Fraction = 1.0) -> Mask:
     """Lower all levels: `opacity` times each, truncated; 1 less A1111's "mask transparency".

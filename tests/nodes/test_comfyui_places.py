@@ -1,6 +1,7 @@
 """Prompts with places over a whole run, beside a plain reading of ComfyUI's formula: sum of pred * w / sum of w."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,6 +148,70 @@ def test_areas_that_leave_a_part_to_nobody(unet, words, drawn):
     )
     theirs = euler(unet, [in_area(fox, (0, 0, 12, 24)), in_area(cat, (20, 0, 12, 24))], [everywhere(blurred)])
     assert error(drawn(two, blurred), theirs) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def told(nodes, parts, words):
+    """A pair of prompts, and what stands against them."""
+    return lambda *pair: (*(nodes.words(parts, each) for each in pair), words["blurred"])
+
+
+LONG = ", ".join(["a fox in the snow, under a tree"] * 12)
+"""Two chunks of tokens."""
+
+
+def filled(states, tokens):
+    """States cut, or filled up with zeros, to so many tokens."""
+    made = torch.zeros(1, tokens, states.shape[2])
+    made[:, : min(tokens, states.shape[1])] = states[:, :tokens]
+    return made
+
+
+def said(states):
+    """A prompt that means these states."""
+    return SimpleNamespace(data=states)
+
+
+@pytest.mark.parametrize(("to", "of"), [("a fox", "snow"), ("a fox", LONG), (LONG, "snow")])
+def test_an_average_is_one_prompt_of_the_length_of_the_first(told, unet, drawn, to, of):
+    """Here cond_to * w + cond_from * (1 - w), for w = 0.7."""
+    first, second, blurred = told(to, of)
+    mixed = first.data * 0.7 + filled(second.data, first.data.shape[1]) * 0.3
+    theirs = euler(unet, [everywhere(said(mixed))], [everywhere(blurred)])
+    assert error(drawn(conditioning.average(first, second, 0.3), blurred), theirs) < 1e-4
+    assert error(drawn(first, blurred), theirs) > 1e-3
+
+
+@pytest.mark.parametrize(("to", "of"), [("a fox", "snow"), ("a fox", LONG)])
+def test_what_is_joined_is_one_prompt_of_all_tokens(told, unet, drawn, to, of):
+    first, second, blurred = told(to, of)
+    joined = torch.cat([first.data, second.data], dim=1)
+    theirs = euler(unet, [everywhere(said(joined))], [everywhere(blurred)])
+    assert error(drawn(conditioning.concat(first, second), blurred), theirs) < 1e-4
+    assert error(drawn(first, blurred), theirs) > 1e-3
+
+
+def test_no_meaning_is_states_of_zeros(unet, words, drawn):
+    zeros = said(torch.zeros_like(words["blurred"].data))
+    theirs = euler(unet, [everywhere(words["a fox"])], [everywhere(zeros)])
+    assert error(drawn(words["a fox"], conditioning.zero(words["blurred"])), theirs) < 1e-4
+    assert error(drawn(words["a fox"], words["blurred"]), theirs) > 1e-3
+
+
+def test_what_is_mixed_or_joined_keeps_the_places_of_the_first(unet, words, drawn):
+    """All three at once, an average in an area, beside two that are joined and a negative without meaning."""
+    fox, snow, cat, blurred = (words[each] for each in ("a fox", "snow", "a cat", "blurred"))
+    place = conditioning.area(fox, x=64, y=48, width=128, height=96, strength=1.4)
+    elsewhere = conditioning.area(snow, x=128, y=96, width=128, height=96)
+    ours = conditioning.combine(
+        conditioning.combine(conditioning.average(place, elsewhere, 0.4), conditioning.concat(snow, elsewhere)),
+        cat,
+        1 / 3,
+    )
+    mixed, joined = said(fox.data * 0.6 + snow.data * 0.4), said(torch.cat([snow.data, snow.data], dim=1))
+    positive = [in_area(mixed, (8, 6, 16, 12), 1.4), everywhere(joined), everywhere(cat)]
+    theirs = euler(unet, positive, [everywhere(said(torch.zeros_like(blurred.data)))])
+    assert error(drawn(ours, conditioning.zero(blurred)), theirs) < 1e-4
 
 
 @pytest.mark.parametrize("bounds", [False, True])

@@ -8,13 +8,33 @@ import PIL.Image
 import pytest
 import torch
 from company import together
-from pipelines import SEED, SIZE, STEPS, XL, Nodes, controlnet, error, levels, plain, xl
+from diffusers import UNet2DConditionModel
+from pipelines import (
+    ONE,
+    SEED,
+    SIZE,
+    STEPS,
+    TABLE,
+    UP,
+    XL,
+    Nodes,
+    controlnet,
+    error,
+    levels,
+    plain,
+    seeded,
+    xl,
+)
+from safetensors.torch import save_file
+from single_file import renamed
 
 from nodes import controlnet as nets
 from nodes import mask, noise
+from nodes.diffusion import original
 from nodes.diffusion.noise import draw
 from nodes.files import ControlNetFile
-from nodes.types import Image
+from nodes.options import options
+from nodes.types import Image, Latent
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers and numpy 2
 NOISE = draw([SEED], (4, SIZE // 8, SIZE // 8))
@@ -141,6 +161,57 @@ def test_sdxl_has_controlnets_too(root, nodes, controlled, applied, picture):
     assert error(nodes.sample(parts, *pair, control=applied("wide")), theirs) < 1e-4
     with pytest.raises(ValueError, match="this ControlNet is for another kind of model: its cross_attention_dim is 64"):
         nodes.sample(parts, *pair, control=applied("lines"))
+
+
+def way(step):
+    """How far down the model's timesteps the level of a step is, a half for one between two steps."""
+    first, last = (TABLE.timestep(levels()[place]) for place in (int(step), int(step + 0.5)))
+    return 1 - (first + last) / 2 / 999
+
+
+@pytest.mark.parametrize(("first", "after"), [(0, 2), (0, 3), (1, 3), (2, 4), (3, 4)])
+def test_from_start_to_end_it_is_diffusers(bench, lines, picture, first, after):
+    """Diffusers counts steps, and ours the model's timesteps: both to where it is at work in these steps alone."""
+    pipe = bench.controlled(lines)
+    pipe.set_progress_bar_config(disable=True)
+    span = {"control_guidance_start": first / STEPS, "control_guidance_end": after / STEPS}
+    theirs = pipe(**asked(image=picture, **span)).images
+    start, end = way(first - 0.5) if first else 0.0, way(after - 0.5) if after < STEPS else 1.0
+    ours = bench.nodes.sample(bench.parts, *bench.words, control=bench.applied("lines", start=start, end=end))
+    assert error(ours, theirs) < 1e-5
+    whole = bench.nodes.sample(bench.parts, *bench.words, control=bench.applied("lines"))
+    assert error(whole, theirs) > 1e-4
+
+
+def test_two_with_spans_are_two_runs_one_after_another(bench):
+    """The one at work in the first two steps, and the other in the last two."""
+    nodes, parts, words, applied = bench.nodes, bench.parts, bench.words, bench.applied
+    middle = way(1.5)
+    both = applied("depth", applied("lines", end=middle), start=middle)
+    half = nodes.sample(parts, *words, control=applied("lines"), last=2, leftover=True)
+    begun = Latent(half, parts.vae.space)
+    rest = {"latent": begun, "first": 2, "options": options(noise_multiplier=0.0)}
+    ended = nodes.sample(parts, *words, control=applied("depth"), **rest)
+    assert error(nodes.sample(parts, *words, control=both), ended) < 1e-5
+    assert error(nodes.sample(parts, *words, control=applied("lines"), **rest), ended) > 1e-3
+
+
+def test_sd_2_that_predicts_v_has_controlnets_too(root, nodes, controlled, applied, picture):
+    """From a file in the original layout, whose heads follow from its widths."""
+    second = ONE | {"use_linear_projection": True, "attention_head_dim": 1}
+    unet = seeded(lambda: UNet2DConditionModel(**second | UP), 6)
+    pipe = controlled(
+        controlnet(root / "unread", second, seed=7),
+        source=plain(root / "second", unet, prediction_type="v_prediction"),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    tensors = renamed(pipe.controlnet, original.controlnet, "control_model.")
+    save_file({name: each.contiguous() for name, each in tensors.items()}, root / "controlnet/second.safetensors")
+    theirs = pipe(**asked(image=picture, controlnet_conditioning_scale=0.7)).images
+    parts = nodes.load("second")
+    pair = nodes.words(parts, "a fox"), nodes.words(parts, "a cat", negative=True)
+    assert error(nodes.sample(parts, *pair, control=applied("second.safetensors", strength=0.7)), theirs) < 1e-4
+    assert error(nodes.sample(parts, *pair), theirs) > 1e-2
 
 
 def test_it_is_at_work_in_its_span_only(nodes, parts, words, applied):

@@ -14,6 +14,7 @@ from nodes import image as pictures
 from nodes.mask import (
     blur,
     combine,
+    crop,
     difference,
     ellipse,
     from_alpha,
@@ -321,6 +322,23 @@ def test_below_a_latent_that_is_resized_a_mask_is_stretched_less_what_was_cut_of
     assert torch.equal(resize(levels, 60, 66, mode="latent", multiple=8).data, resize(cut, 56, 64).data)
 
 
+# crop
+
+
+def test_a_mask_is_cropped_as_the_picture_below_it():
+    levels = noise(12, 8, count=2)
+    below = pictures.crop(Image(levels.data.expand(-1, 3, -1, -1).contiguous()), 3, 1, 8, 6)
+    cropped = crop(levels, 3, 1, 8, 6)
+    assert cropped.size == (8, 6)
+    assert torch.equal(cropped.data, below.data[:, :1])
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, -1, 4, 4), (9, 0, 4, 4), (0, 5, 4, 4)])
+def test_a_box_that_leaves_the_mask_is_refused(box):
+    with pytest.raises(ValueError, match="leaves the mask of 12 x 8 px"):
+        crop(noise(12, 8), *box)
+
+
 # opacity
 
 
@@ -367,6 +385,7 @@ NODES = {
     "shrink": lambda mask: grow(mask, -2, "square"),
     "blur": lambda mask: blur(mask, 2.0),
     "resize": lambda mask: resize(mask, 4, 9, mode="fill"),
+    "crop": lambda mask: crop(mask, 1, 2, 4, 3),
     "threshold": threshold,
     "opacity": lambda mask: opacity(mask, 0.3),
     "difference": lambda mask: difference(*(Image(part.data.expand(-1, 3, -1, -1)) for part in (mask, blur(mask)))),
