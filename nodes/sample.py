@@ -425,9 +425,9 @@ def _told(call: _Call) -> Mapping[str, object]:
 
 
 def _noise_kept(call: _Call, drawn: Streams) -> torch.Tensor:
-    """The noise that ComfyUI puts on what a mask keeps: the run's own, but for DDIM that of the next seed."""
+    """The noise that ComfyUI puts on what a mask keeps: what the run adds, but for DDIM that of the next seed."""
     if call.sampler != "ddim":
-        return drawn.initial
+        return drawn.initial * call.options.noise_multiplier
     recipe = replace(call.noise, seeds=tuple((seed + 1) % 2**64 for seed in call.noise.seeds))
     shape, device = drawn.initial.shape[1:], drawn.initial.device
     return streams(recipe, shape, call.latent.space.downscale, device=device).initial

@@ -137,6 +137,17 @@ def test_ddim_puts_the_noise_of_the_next_seed_on_what_a_mask_keeps(call, asked):
         torch.testing.assert_close(x, call.start + draw([seed], SHAPE) * sigma)
 
 
+def test_a_run_that_adds_no_noise_shows_what_a_mask_keeps_without_any(call, asked):
+    """But for DDIM, whose noise there is its own."""
+    nothing = Mask(torch.zeros(1, 1, 32, 32, dtype=torch.uint8))
+    for sampler, seen in (("euler", 0.0), ("ddim", draw([4], SHAPE))):
+        asked.clear()
+        call(sampler=sampler, mask=nothing, denoise=0.5, options=options(noise_multiplier=0.0))
+        assert len(asked) == 4
+        for x, sigma, _ in asked:
+            torch.testing.assert_close(x, call.start + seen * sigma)
+
+
 def test_dpm_fast_puts_no_noise_back_unless_told_to(call):
     assert torch.equal(call(sampler="dpm_fast"), call(sampler="dpm_fast", options=options(eta=0.0)))
     assert not torch.equal(call(sampler="dpm_fast"), call(sampler="dpm_fast", options=options(eta=1.0)))

@@ -140,16 +140,18 @@ def theirs(full, hole):
     """What diffusers makes by each task in ten steps: latents, and of the first pixels too. The models go then."""
     text = by_mean(of_diffusers(full))
     onward, under = (
-        by_mean(kind(**text.components, requires_safety_checker=False))
+        kind(**text.components, requires_safety_checker=False)
         for kind in (diffusers.StableDiffusionImg2ImgPipeline, diffusers.StableDiffusionInpaintPipeline)
     )
+    for each in (onward, under):
+        each.set_progress_bar_config(disable=True)
     prompts = dict(zip(("prompt", "negative_prompt"), PROMPTS, strict=True)) | {"guidance_scale": CFG}
     noise = draw([SEED], (4, SIZE // 8, SIZE // 8))
     asked = prompts | {"num_inference_steps": STEPS, "sigmas": levels(steps=STEPS), "output_type": "latent"}
     made = {"text": text(**asked, latents=noise).images}
-    made["pixels"] = text.image_processor.postprocess(
-        text.vae.decode(made["text"] / text.vae.config.scaling_factor, return_dict=False)[0].detach(), output_type="pt"
-    )
+    with torch.no_grad():
+        signed = text.vae.decode(made["text"] / text.vae.config.scaling_factor, return_dict=False)[0]
+    made["pixels"] = text.image_processor.postprocess(signed, output_type="pt")
     twice = round(STEPS / STRENGTH)
     asked |= {"num_inference_steps": twice, "sigmas": levels(steps=twice), "strength": STRENGTH, "image": photograph()}
     made["picture"] = onward(**asked, generator=torch.Generator().manual_seed(SEED)).images
