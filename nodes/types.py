@@ -332,9 +332,8 @@ class _Part(ModelRef[Any]):
         return expected.weight_bytes(self._folder(files), self.part, self._dtype(place))
 
     def paths(self, files: Files) -> list[Path]:
-        """The checkpoint, or of a folder the part's weights."""
-        folder = self._folder(files)
-        return [folder] if folder.is_file() else sorted(folder.glob(f"{self.part or '*'}*/*.safetensors"))
+        """The files that its weights are taken from."""
+        return [] if self.part is None else expected.weight_files(self._folder(files), self.part)
 
     def _folder(self, files: Files) -> Path:
         return files.locate(bytes.fromhex(self.digest))

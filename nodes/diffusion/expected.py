@@ -1,4 +1,4 @@
-"""How much memory a part of a model will take, from the shapes at the beginning of its files."""
+"""How much memory a part of a model will take, and which files are read for it, from their beginnings."""
 
 from collections.abc import Iterable, Mapping
 from math import prod
@@ -31,11 +31,19 @@ _PREFIXES: Mapping[ModelPart, tuple[str, ...]] = {
 
 def weight_bytes(model: Path, part: ModelPart, dtype: torch.dtype) -> int:
     """Bytes of the weights of a part in `dtype`, about; 0 where that is not known, as in files that do not load."""
+    return sum(prod(span.shape) for span in _stored(model, part)) * dtype.itemsize
+
+
+def weight_files(model: Path, part: ModelPart) -> list[Path]:
+    """The files that a part's weights are taken from; none where they do not load."""
+    return sorted({span.path for span in _stored(model, part)})
+
+
+def _stored(model: Path, part: ModelPart) -> list[Span]:
     try:
-        found = _in_folder(model, part) if model.is_dir() else _in_file(model, part)
-        return sum(prod(span.shape) for span in found) * dtype.itemsize
+        return [*(_in_folder(model, part) if model.is_dir() else _in_file(model, part))]
     except (LoadError, OSError):
-        return 0
+        return []
 
 
 def _in_folder(model: Path, part: ModelPart) -> Iterable[Span]:

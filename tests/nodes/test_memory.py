@@ -281,6 +281,20 @@ def test_what_a_part_will_take_is_known_before_it_is_loaded(layout, tmp_path):
         assert replace(ref, precision="float16").expected_bytes(files, "cpu") * 2 == expected
 
 
+def test_of_a_folder_no_more_is_read_ahead_than_is_loaded(tmp_path):
+    files = Files([tmp_path])
+    made = half_and_full(tmp_path)
+    parts = model.load(files.resolve(CheckpointFile, str(made)))[:3]
+    assert [[str(path.relative_to(made)) for path in ref.paths(files)] for ref in parts] == [
+        ["unet/diffusion_pytorch_model.safetensors"],
+        ["text_encoder/model.safetensors"],
+        ["vae/diffusion_pytorch_model.safetensors"],
+    ]
+    net = files.resolve(ControlNetFile, str(net_folder(tmp_path)))
+    (path,) = controlnet.load(net).paths(files)
+    assert path.name == "diffusion_pytorch_model.fp16.safetensors"
+
+
 def net_folder(folder):
     """A ControlNet in diffusers' layout, as a variant."""
     pipelines.controlnet(folder / "whole").save_pretrained(folder / "net", variant="fp16")
