@@ -113,6 +113,8 @@ FORMER: Mapping[str, str] = {
     "Eta DDIM": "Eta",
 }
 """What other programs call some fields."""
+WEIGHT = "Conditional mask weight"
+"""Of inpainting models alone, with a mask or without."""
 MASKED = frozenset({"Mask blur", "Mask mode", "Masked content", "Inpaint area", "Masked area padding", labels.SOFTLY})
 """Fields that only a picture with a mask has."""
 ENLARGED = frozenset({"Hires upscale", "Hires resize", "Hires upscaler"})
@@ -195,7 +197,7 @@ FIELDS: Mapping[str, tuple[str, Convert]] = {
     "Variation seed": ("subseed", int),
     "Variation seed strength": ("subseed_strength", float),
     "Denoising strength": ("denoising_strength", float),
-    "Conditional mask weight": ("inpainting_mask_weight", float),
+    WEIGHT: ("inpainting_mask_weight", float),
     "Clip skip": ("clip_skip", int),
     "ENSD": ("ensd", int),
     "RNG": ("rng", _source_of_noise),
@@ -427,6 +429,8 @@ class _Reading:
     def _cook(self) -> Graph:
         if self.painted_over:
             mask = (self.mask or MASK) if self.masked else None
+            if mask is None and self.controls.get("inpainting_mask_weight", 1) != 1:
+                self.left_out.append(f"{WEIGHT}: only with a mask; without one an inpainting model sees no picture")
             return recipes.img2img(self.image or IMAGE, mask, **self.controls)
         known = {*recipes.Common.__annotations__, *(recipes.Text2Image.__annotations__ if self.enlarged else ())}
         for name, (control, _) in FIELDS.items():

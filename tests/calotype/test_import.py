@@ -312,6 +312,22 @@ class TestImported:
             "ControlNet 0: Module: canny, a: b, which Calotype does not know",
         )
 
+    @pytest.mark.parametrize(("weight", "lines"), [("1.0", 0), ("0.5", 1)])
+    def test_how_much_an_inpainting_model_sees_of_a_picture_without_a_mask_is_named_where_it_is_any(
+        self, engine, weight, lines
+    ):
+        text = f"{TEXT}, Denoising strength: 0.5, Conditional mask weight: {weight}"
+        said = "Conditional mask weight: only with a mask; without one an inpainting model sees no picture"
+        assert imports(text, engine, image=FACE).left_out == (said,) * lines
+        masked = imports(text, engine, image=FACE, mask=MASK)
+        assert masked.left_out == ()
+        assert masked.graph.dump()["nodes"]["hint"]["params"]["strength"] == float(weight)
+
+    def test_negative_guidance_minimum_sigma_is_followed(self, engine):
+        found = imports(f"{TEXT}, NGMS: 2.5, Skip Early CFG: 0.1", engine)
+        told = found.graph.dump()["nodes"]["options"]["params"]
+        assert (told["ngms"], told["skip_early"], found.left_out) == (2.5, 0.1, ())
+
     def test_files_that_are_needed_are_named_and_looked_for(self, tmp_path):
         (tmp_path / "dream.safetensors").write_bytes(b"dream")
         (tmp_path / "loras").mkdir()
