@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import PIL.Image
@@ -160,40 +161,38 @@ def theirs(full, hole):
     return made
 
 
+@pytest.fixture(scope="module")
+def ours(full, theirs):
+    """Our nodes, the parts of the file, and what samples with them in ten steps."""
+    nodes = Nodes(full.parent)
+    parts = nodes.load(full.name)
+    positive, negative = nodes.both(parts, PROMPTS)
+
+    def sample(**more):
+        return nodes.sample(parts, positive, negative, steps=STEPS, cfg=CFG, **more)
+
+    return SimpleNamespace(nodes=nodes, parts=parts, sample=sample, start=nodes.encode(parts, photograph()))
+
+
 class TestSampling:
     """Ten steps of Euler in float32, from the single file through our nodes, beside diffusers' pipelines."""
 
-    @pytest.fixture(scope="class")
-    def nodes(self, full, theirs):
-        return Nodes(full.parent)
+    def test_text_to_image_is_stable_diffusion_pipeline(self, ours, theirs):
+        made = ours.sample()
+        print(f"text to image: relative error {error(made, theirs['text']):.1e}")
+        assert error(made, theirs["text"]) <= 1e-4
+        assert apart(ours.nodes.decode(ours.parts, made), theirs["pixels"]) <= 1
 
-    @pytest.fixture(scope="class")
-    def parts(self, nodes, full):
-        return nodes.load(full.name)
-
-    @pytest.fixture(scope="class")
-    def sample(self, nodes, parts):
-        positive, negative = nodes.both(parts, PROMPTS)
-        return lambda **more: nodes.sample(parts, positive, negative, steps=STEPS, cfg=CFG, **more)
-
-    def test_text_to_image_is_stable_diffusion_pipeline(self, nodes, parts, sample, theirs):
-        ours = sample()
-        print(f"text to image: relative error {error(ours, theirs['text']):.1e}")
-        assert error(ours, theirs["text"]) <= 1e-4
-        assert apart(nodes.decode(parts, ours), theirs["pixels"]) <= 1
-
-    def test_image_to_image_is_stable_diffusion_img2img_pipeline(self, nodes, parts, sample, theirs):
+    def test_image_to_image_is_stable_diffusion_img2img_pipeline(self, ours, theirs):
         """From the pixels: diffusers runs the last half of twice the steps."""
-        start = nodes.encode(parts, photograph())
-        ours = sample(latent=start, denoise=STRENGTH)
-        print(f"image to image: relative error {error(ours, theirs['picture']):.1e}")
-        assert error(ours, theirs["picture"]) <= 1e-4
-        assert error(start.data, theirs["picture"]) > 1e-2
+        made = ours.sample(latent=ours.start, denoise=STRENGTH)
+        print(f"image to image: relative error {error(made, theirs['picture']):.1e}")
+        assert error(made, theirs["picture"]) <= 1e-4
+        assert error(ours.start.data, theirs["picture"]) > 1e-2
 
-    def test_inpainting_is_stable_diffusion_inpaint_pipeline(self, nodes, parts, sample, theirs, hole):
+    def test_inpainting_is_stable_diffusion_inpaint_pipeline(self, ours, theirs, hole):
         """Below full strength, with a mask of whole cells and Euler, both ways of keeping a part are one."""
-        start = nodes.encode(parts, photograph())
-        ours = sample(latent=start, denoise=STRENGTH, mask=hole)
-        print(f"inpainting: relative error {error(ours, theirs['hole']):.1e}")
-        assert error(ours, theirs["hole"]) <= 1e-4
-        assert error(ours, theirs["picture"]) > 1e-2
+        made = ours.sample(latent=ours.start, denoise=STRENGTH, mask=hole)
+        print(f"inpainting: relative error {error(made, theirs['hole']):.1e}")
+        assert error(made, theirs["hole"]) <= 1e-4
+        assert error(made, theirs["picture"]) > 1e-2
