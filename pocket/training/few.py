@@ -22,7 +22,7 @@ lightning = high voltage; fire; droplet; umbrella; basketball; crown; light bulb
 """
 """A word, and what emojibase calls it where that is something else."""
 
-LEARNT = 40
+LEARNT = 64
 """How many are learnt well by now, so that those behind them are shown more often."""
 
 
