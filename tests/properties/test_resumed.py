@@ -78,6 +78,7 @@ CHOICES = {
         SampleOptions(),
         *(SampleOptions(cfg_rescale=0.5), SampleOptions(eta=0.5), SampleOptions(noise_scale=0.9)),
         *(SampleOptions(seed_delta=3), SampleOptions(noise_multiplier=0.9)),
+        *(SampleOptions(ngms=2.0), SampleOptions(ngms=2.0, ngms_all=True), SampleOptions(skip_early=0.4)),
     ),
     "area": ({}, {"mask": AREA}, {"mask": GREY, "round_mask": False}, {"mask": GREY, "soft": repaint.soft()}),
 }
@@ -151,7 +152,7 @@ def forgets_the_rescaling():
 
 
 def forgets_a_side(side):
-    """Keys without what one side of the guidance says."""
+    """Keys without what one side of the guidance says, or its last: what ControlNets say."""
     original = Trail._active
 
     def active(trail, question):
@@ -171,7 +172,7 @@ def forgets_the_negative_prompt():
 
 
 def forgets_the_controlnets():
-    return forgets_a_side(2)
+    return forgets_a_side(-1)
 
 
 def forgets_the_model():
