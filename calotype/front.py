@@ -119,7 +119,7 @@ def _edited(graph: AnyGraph, settings: Mapping[str, Any] | None) -> Graph:
 def versions() -> dict[str, str]:
     """Versions of the libraries that results may depend on; read without importing them."""
     found = {}
-    for name in ("torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow"):
+    for name in ("torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow", "spandrel"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -221,12 +221,8 @@ def _plan(path: Path) -> Plan | str:
     found = shapes(path, REMEDY)
     places = {ours: name for name, ours in _renamed([*found], _prefix(found))}
     known = {ours: found[name] for ours, name in places.items()}
-    plus = any(_PLUS in name for name in found)
-    if (
-        len(known.get("conv_first.weight", ())) == 4
-        and len(known.get("body.0.rdb1.conv1.weight", ())) == 4
-        and not plus
-    ):
+    first, dense = (len(known.get(name, ())) for name in ("conv_first.weight", "body.0.rdb1.conv1.weight"))
+    if first == dense == 4 and not any(_PLUS in name for name in found):
         return Plan(_rrdbnet(path, known), places, known)
     if len(known.get("body.0.weight", ())) == 4 and len(known.get("body.1.weight", ())) == 1:
         return Plan(_compact(path, known), places, known)

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
 import calotype
+from calotype import Engine, front
 
 
 def test_every_public_name_is_there_and_nothing_else_is_promised():
@@ -47,3 +50,19 @@ print(engine.run({"format": "calotype/1", "nodes": nodes, "outputs": {"image": "
         for _ in range(2)
     ]
     assert said == ["['p', 'r']\n", "[]\n"]
+
+
+@pytest.mark.parametrize("library", ["torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow", "spandrel"])
+@pytest.mark.parametrize("instead", ["0.0", None], ids=["another", "none"])
+def test_results_made_with_another_version_of_a_library_are_not_taken(monkeypatch, library, instead):
+    def version(name, original=front.version):
+        if name != library:
+            return original(name)
+        if instead is None:
+            raise front.PackageNotFoundError(name)
+        return instead
+
+    before = Engine(device="cpu")._numerics
+    assert Engine(device="cpu")._numerics == before
+    monkeypatch.setattr(front, "version", version)
+    assert Engine(device="cpu")._numerics != before
