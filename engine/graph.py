@@ -525,7 +525,7 @@ def _parts(location: Sequence[str | int], raw: Any) -> list[str]:
     for part in location:
         if isinstance(raw, Mapping) and part in raw:
             found.append(str(part))
-        elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
+        elif isinstance(raw, list) and isinstance(part, int) and 0 <= part < len(raw):
             found.append(f"[{part}]")
         else:
             continue

@@ -194,6 +194,7 @@ class TestSyntax:
             [*DOCUMENT, "sweep", "arguments", "nodes.photo", "nodes.photo.params", "nodes.start.inputs.blob"]
         ),
     )
+    @example({2**63: {"": {-1: 0}}, "": []}, "meta")  # a step that leads to a place before the first one of a list
     def test_whatever_stands_in_a_mapping_only_a_graph_error_comes_out(self, value, path):
         try:
             read = Graph.parse(changed(path, value))
