@@ -16,6 +16,7 @@ class CompiledUnet:
     """Calls a compiled UNet, any number of latents at a time."""
 
     def __init__(self, unet: nn.Module) -> None:
+        self.unet = unet
         self._dtype: torch.dtype = unet.dtype  # type: ignore[assignment]
         self._call: Any = torch.compile(unet.forward)
 

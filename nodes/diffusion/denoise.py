@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from nodes.diffusion.attention import MEASURED, Kernels
 from nodes.diffusion.control import Control, Inputs, residuals
 from nodes.diffusion.guidance import Answer, Clause, Question
 from nodes.diffusion.precision import number_format
@@ -47,7 +48,8 @@ class Denoiser:
     from round to round. A UNet call takes as many latents as memory holds, going by what earlier calls took, and half
     as many once it ran out; the others have calls of their own, which changes nothing but speed. `batch` is the most
     that it takes anyway. `steady` calls take numbers that do not depend on memory, so that results are the same bit for
-    bit. `called` hears of every UNet call how many latents it took.
+    bit, and torch's own choice of `kernels` for attention, not the fastest. `called` hears of every UNet call how many
+    latents it took.
     """
 
     unet: UNet
@@ -55,6 +57,7 @@ class Denoiser:
     batch: int | None = None
     called: Callable[[int], None] = lambda _: None
     steady: bool = False
+    kernels: Kernels = MEASURED
     _conversation: Conversation = field(default_factory=Conversation, init=False, repr=False)
     _room: Room | None = field(default=None, init=False, repr=False)
 
@@ -91,7 +94,8 @@ class Denoiser:
         seen = torch.cat([scaled, torch.cat(beside).float()], dim=1) if beside else scaled
         more = {} if inputs.added is None else {"added_cond_kwargs": inputs.added}
         dtype = number_format(self.unet)
-        with torch.no_grad():
+        fastest = self.kernels.chosen(self.unet, x, said.tokens.shape[1], dtype, steady=self.steady)
+        with torch.no_grad(), fastest:
             more |= _cast(residuals(inputs, [row.controls for row in rows]), dtype)
             with said.to(self.unet) as told:
                 output = self.unet(seen.to(dtype), inputs.timesteps, told, return_dict=False, **more)[0]
