@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Self, cast, get_type_hints
+from typing import Any, Protocol, Self, cast, get_type_hints
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import TypeAdapter
@@ -27,6 +28,13 @@ LOCKED = 4
 """A model is kept in page-locked memory, which copies faster, where so many times its bytes are free on the host."""
 
 
+class Copying(Protocol):
+    """Copies that are under way."""
+
+    def synchronize(self) -> None:
+        """Wait until all are done."""
+
+
 class TensorSocket(Socket):
     """A socket with tensors among its fields. Subclasses are frozen dataclasses with `eq=False`.
 
@@ -47,11 +55,38 @@ class TensorSocket(Socket):
         return sum(storages.values())
 
     def move(self, place: str) -> Self:
-        """The same value on `place`; into page-locked memory when it leaves a CUDA device for the host."""
+        """The same value on `place`; into page-locked memory when it leaves a CUDA device for the host, all of it."""
+        if place == "cpu":
+            demoted = self.demote()
+            demoted._settle()
+            return demoted
+        self._settle()
         if self.place() == place:
             return self
-        moved = {name: _moved(tensor, place) for name, tensor in self.tensors().items()}
-        return cast("Self", dataclasses.replace(cast("Any", self), **_gathered(type(self), moved)))
+        return self._of({name: tensor.to(place, non_blocking=True) for name, tensor in self.tensors().items()})
+
+    def demote(self) -> Self:
+        """The same value in page-locked memory, to which the device may still be copying while it computes.
+
+        `move` and `pack` of what comes back wait for that; nobody reads its tensors before.
+        """
+        if not any(map(_is_away, self.tensors().values())):
+            return self
+        sent, copying = _send(self.tensors())
+        demoted = self._of(sent)
+        _COPYING[demoted] = copying
+        return demoted
+
+    def _settle(self) -> None:
+        """Wait until the tensors hold what was sent to them."""
+        copying = _COPYING.get(self)
+        if copying is not None:
+            copying.synchronize()
+            _COPYING.pop(self, None)
+
+    def _of(self, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """The same value with other tensors."""
+        return cast("Self", dataclasses.replace(cast("Any", self), **_gathered(type(self), tensors)))
 
     def place(self) -> str | None:
         """Where the first tensor lies."""
@@ -63,6 +98,7 @@ class TensorSocket(Socket):
 
     def pack(self) -> Packed:
         """Tensors as arrays, the rest as JSON."""
+        self._settle()
         meta = {
             name: _adapter(cast("Any", type(self)), name).dump_python(value, mode="json")
             for name, value in _fields(self).items()
@@ -78,6 +114,10 @@ class TensorSocket(Socket):
             **{name: _adapter(cast("Any", cls), name).validate_python(raw) for name, raw in packed.meta.items()},
             **_gathered(cls, arrays),
         )
+
+
+_COPYING: WeakKeyDictionary[TensorSocket, Copying] = WeakKeyDictionary()
+"""Values whose tensors do not hold all yet."""
 
 
 @cache
@@ -212,11 +252,16 @@ def tensors_of(model: object) -> Iterator[torch.Tensor]:
 
 
 def relocate(tensors: Sequence[torch.Tensor], place: str, *, locked: bool = False) -> None:
-    """Move tensors to `place` in place, all or none; those that share a storage share it there too."""
+    """Move tensors to `place` in place, all or none; those that share a storage share it there too.
+
+    All are copied before anybody waits: no tensor lies on the host before all that it holds is there.
+    """
     moved: dict[int, torch.UntypedStorage] = {}
     for tensor in tensors:
         if _address(tensor) not in moved:
             moved[_address(tensor)] = _copied(tensor.untyped_storage(), place, locked=locked)
+    for device in {tensor.device for tensor in tensors if _is_away(tensor)} if place == "cpu" else ():
+        _wait(device)
     for tensor in tensors:
         fresh = torch.empty(0, dtype=tensor.dtype, device=place)
         storage = moved[_address(tensor)]
@@ -226,8 +271,13 @@ def relocate(tensors: Sequence[torch.Tensor], place: str, *, locked: bool = Fals
 def _copied(storage: torch.UntypedStorage, place: str, *, locked: bool) -> torch.UntypedStorage:
     source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
     copied = torch.empty(source.shape, dtype=torch.uint8, device=place, pin_memory=locked)
-    copied.copy_(source, non_blocking=place != "cpu")
+    copied.copy_(source, non_blocking=place != "cpu" or locked)
     return copied.untyped_storage()
+
+
+def _wait(device: torch.device) -> None:
+    """Wait for what the device was asked for so far, by this thread."""
+    torch.cuda.current_stream(device).synchronize()
 
 
 def _address(tensor: torch.Tensor) -> int:
@@ -243,10 +293,34 @@ def _fields(value: object) -> dict[str, Any]:
     return {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(cast("Any", value))}
 
 
-def _moved(tensor: torch.Tensor, place: str) -> torch.Tensor:
-    if place == "cpu" and tensor.is_cuda:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
-    return tensor.to(place, non_blocking=True)
+def _is_away(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _send(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Copying]:
+    """Have CUDA tensors copied into page-locked memory, on a stream of their own; others are left where they are.
+
+    The copies begin when all is computed that was asked for so far, and what is copied is kept until they are done.
+    """
+    device = next(tensor.device for tensor in tensors.values() if tensor.is_cuda)
+    stream = _stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    sent = {}
+    with torch.cuda.stream(stream):
+        for name, tensor in tensors.items():
+            sent[name] = _sent(tensor, stream) if tensor.is_cuda else tensor
+        return sent, stream.record_event()
+
+
+def _sent(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
+    tensor.record_stream(stream)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that values leave a device on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _array(tensor: torch.Tensor) -> Array:

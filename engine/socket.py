@@ -55,6 +55,10 @@ class Socket:
         """The same value on `place` (`cpu`, `cuda:0`); itself where nothing has to move."""
         return self
 
+    def demote(self) -> Self:
+        """The same value on the host, for a tier there, which hands it out by `move` alone: that waits for a copy."""
+        return self.move("cpu")
+
     def place(self) -> str | None:
         """Where the tensors lie; None for values without tensors."""
         return None

@@ -242,7 +242,7 @@ class Store:
     def _sink(self, identity: Digest, value: Socket, seconds: float, uses: int) -> bool:
         if self._host is None:
             return False
-        self._host.put(identity, value.move("cpu"), seconds, uses)
+        self._host.put(identity, value.demote(), seconds, uses)
         return True
 
     def _lost(self, _identity: Digest, _value: Socket, _seconds: float, _uses: int) -> bool:

@@ -8,6 +8,7 @@ import torch
 from pretend import Pretend, addresses, all_here, lies_away
 from torch import nn
 
+from engine import device as engine_device
 from engine.budget import Ledger
 from engine.device import Device, relocate, tensors_of
 from engine.models import ModelPool, ModelRef
@@ -82,6 +83,28 @@ class TestRelocate:
 
         monkeypatch.setattr(torch, "empty", short)
         with pytest.raises(torch.OutOfMemoryError, match="no room"):
+            relocate(list(tensors_of(module)), "cpu")
+        assert addresses(module) == before
+
+    def test_it_waits_once_when_all_is_copied_and_nothing_lies_on_the_host_before(self, monkeypatch):
+        module, waits = net(), []
+        before = addresses(module)
+        monkeypatch.setattr(engine_device, "_is_away", lambda _: True)
+        monkeypatch.setattr(engine_device, "_wait", lambda place: waits.append((str(place), addresses(module))))
+        relocate(list(tensors_of(module)), "cpu")
+        assert waits == [("cpu", before)]
+        assert not set(addresses(module)) & set(before)
+
+    def test_where_the_device_fails_meanwhile_none_moves(self, monkeypatch):
+        module = net()
+        before = addresses(module)
+
+        def lost(_):
+            raise RuntimeError("the device is lost")
+
+        monkeypatch.setattr(engine_device, "_is_away", lambda _: True)
+        monkeypatch.setattr(engine_device, "_wait", lost)
+        with pytest.raises(RuntimeError, match="lost"):
             relocate(list(tensors_of(module)), "cpu")
         assert addresses(module) == before
 
