@@ -87,6 +87,8 @@ class Batch:
         try:
             with device:
                 finished = self._next()
+                for call in self._seats.values():
+                    call.context.settle()
                 if len(finished) == len(self._seats) and self._rounds is not None:
                     self._rounds.close()
                 if finished:

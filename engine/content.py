@@ -39,6 +39,28 @@ class DigestMemory:
         self._known[stamp] = value
 
 
+class Reading:
+    """What is read at a time: where its files were located, and what is left to do with them."""
+
+    def __init__(self, check: Callable[[Path, Digest, list[Stamp]], None]) -> None:
+        self.located: dict[Digest, tuple[Path, list[Stamp]]] = {}
+        self.left: list[Callable[[], None]] = []
+        self._check = check
+
+    def check(self) -> None:
+        """Raise FileChanged unless all files are what they were when they were located."""
+        for value, (path, stamps) in self.located.items():
+            self._check(path, value, stamps)
+
+    def finish(self) -> None:
+        """Do what is left. Raises FileChanged where a file changed until then, instead of whatever went wrong."""
+        try:
+            for work in self.left:
+                work()
+        finally:
+            self.check()
+
+
 class Contents:
     """The digest of what lies at a path, and the paths at which what has a digest was seen."""
 
@@ -73,35 +95,43 @@ class Contents:
         seen[path] = None
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> Iterator["Reading"]:
         """While something is read: a digest is located in one place, whose files stay as they are until the end.
 
-        Raises FileChanged where they did not, instead of whatever went wrong with the reading.
+        Raises FileChanged where they did not, instead of whatever went wrong with the reading. What is left to do
+        `later` goes on after that: `Reading.finish` sees to it, and the files stay as they are until then.
         """
         before = self._being_read()
-        located = self._local.located = {}
+        now = self._local.reading = Reading(self._check_untouched)
         try:
-            yield
+            yield now
         finally:
-            self._local.located = before
-            for value, (path, stamps) in located.items():
-                self._check_untouched(path, value, stamps)
+            self._local.reading = before
+            now.check()
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Leave work on what is being read to `Reading.finish`; where nobody reads, do it now."""
+        reading = self._being_read()
+        if reading is None:
+            work()
+        else:
+            reading.left.append(work)
 
     def locate(self, value: Digest) -> Path:
         """Where a resolved digest lies: where it was seen last, else before. Raises FileChanged where it is gone."""
-        located = self._being_read()
-        if located is not None and value in located:
-            path, stamps = located[value]
+        reading = self._being_read()
+        if reading is not None and value in reading.located:
+            path, stamps = reading.located[value]
             self._check_untouched(path, value, stamps)
             return path
         path, stamps = self._still_there(value)
-        if located is not None:
-            located[value] = path, stamps
+        if reading is not None:
+            reading.located[value] = path, stamps
         return path
 
-    def _being_read(self) -> dict[Digest, tuple[Path, list[Stamp]]] | None:
-        """What this thread has located since it began to read."""
-        return getattr(self._local, "located", None)
+    def _being_read(self) -> "Reading | None":
+        """What this thread reads."""
+        return getattr(self._local, "reading", None)
 
     def _still_there(self, value: Digest) -> tuple[Path, list[Stamp]]:
         seen = self._places.get(value, {})

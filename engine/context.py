@@ -68,6 +68,7 @@ class Context:
         self._token = token
         self._interim = interim
         self._held: list[ModelRef[object]] = []
+        self._unsettled: list[tuple[ModelRef[object], object]] = []
         self._scarce = False
         self.warnings: list[str] = []
         """What the node had to say in this attempt."""
@@ -129,6 +130,7 @@ class Context:
         it any more. Nothing is kept where memory is scarce.
         """
         if self._interim is not None and not self.scarce:
+            self.settle()
             self._interim.keep(key, value, seconds)
 
     def recall(self, key: "Digest") -> Socket | None:
@@ -156,12 +158,24 @@ class Context:
         module = self._models.acquire(ref, self.device)
         self.loading += time.perf_counter() - began
         self._held.append(ref)
+        self._unsettled.append((ref, module))
         if self._alarm is not None and (overdraft := self._models.overdraft()):
             self._alarm(overdraft)
         return module
+
+    def settle(self) -> None:
+        """Wait until every model that was asked for is what its files hold; nothing that was made counts before.
+
+        The loop calls it after each round. Raises FileChanged where a file changed while its model was loaded.
+        """
+        while self._unsettled:
+            assert self._models is not None
+            self._models.settle(*self._unsettled[-1])
+            self._unsettled.pop()
 
     def release(self) -> None:
         """Give back every model that was asked for; the loop calls it when the node has returned."""
         while self._held:
             assert self._models is not None
             self._models.release(self._held.pop())
+        self._unsettled.clear()

@@ -10,7 +10,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +79,8 @@ class _Model:
     above: set[Digest] = field(default_factory=set)
     """Models that are made of this one."""
     parked: Parked | None = None
+    unsettled: Callable[[], None] | None = None
+    """Waits until its tensors are its own where they still lie in files. Raises FileChanged where those changed."""
 
 
 class ModelPool:
@@ -124,6 +126,23 @@ class ModelPool:
     def release(self, ref: ModelRef[object]) -> None:
         """Nobody needs the module for this call any more; it stays until its bytes are wanted."""
         self._holds[self._keys[ref]] -= 1
+
+    def settle(self, ref: ModelRef[Any], module: object) -> None:
+        """Wait until a module that is held is what its files hold, whatever becomes of them from then on.
+
+        What was made with it counts only after that. Raises FileChanged where they changed too early; then the module
+        is given to nobody any more.
+        """
+        key: Digest | None = self._keys[ref]
+        with self._lock:
+            model = self._models.get(self._keys[ref])
+            if model is None or model.module is not module:
+                raise FileChanged("a model's files changed while it was loaded")
+        while key is not None:
+            model = self._models[key]
+            if model.unsettled is not None:
+                self._settle(key, model.unsettled)
+            key = model.base
 
     def fit(self, refs: Iterable[ModelRef[Any]], place: str) -> bool:
         """Whether models find room on the device beside those that are in use, as far as their size is known."""
@@ -194,7 +213,7 @@ class ModelPool:
             with self._lock:
                 self.here.ledger.make_room(self._sizes.get(key) or ref.expected_bytes(self._files, place))
             began = time.perf_counter()
-            with uncollected(), self._files.reading():
+            with uncollected(), self._files.reading() as reading:
                 module = ref.load(self._files, place) if base is None else ref.patched(below, self._files, place)
         except BaseException:
             if base is not None:
@@ -202,8 +221,29 @@ class ModelPool:
             raise
         seconds, size = time.perf_counter() - began, ref.module_bytes(module)
         with self._lock:
-            self._admit(key, _Model(module, size, size, seconds, None if base is None else self._keys[base]))
+            model = _Model(module, size, size, seconds, None if base is None else self._keys[base])
+            model.unsettled = reading.finish if reading.left else None
+            self._admit(key, model)
         return module
+
+    def _settle(self, key: Digest, finish: Callable[[], None]) -> None:
+        try:
+            finish()
+        except BaseException:
+            with self._lock:
+                self._spoil(key)
+            raise
+        self._models[key].unsettled = None
+
+    def _spoil(self, key: Digest) -> None:
+        """Forget a model that is not what its files held, and what is made of it."""
+        model = self._models[key]
+        for other in list(model.above):
+            self._spoil(other)
+        shelf = self.here if model.parked is None else self.there
+        assert shelf is not None
+        shelf.take(key)
+        self._forget(key)
 
     def _expected(self, key: Digest, ref: ModelRef[Any], place: str) -> int:
         try:

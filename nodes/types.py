@@ -1,7 +1,7 @@
 """What travels on the wires. Every convention is stated once, here, in its type's docstring."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
@@ -18,7 +18,7 @@ from engine.file import Files
 from engine.models import ModelRef
 from engine.param import Fresh, Unit
 from engine.socket import Socket
-from nodes.diffusion import embedding, expected, load, lora, preview, upscale
+from nodes.diffusion import embedding, expected, load, lora, mapping, preview, upscale
 from nodes.diffusion import vae as coding
 from nodes.diffusion.enlarger import Enlarger
 from nodes.diffusion.noise import Source
@@ -341,8 +341,12 @@ class _Part(ModelRef[Any]):
     def _dtype(self, place: str) -> torch.dtype:
         return _number_format(self.precision, place)
 
-    def _unchanged(self, files: Files, module: M) -> M:
-        """What was loaded, now that it is certain that the files did not change meanwhile."""
+    def _loaded(self, files: Files, make: Callable[[Path], M]) -> M:
+        """What is loaded from the files, now that it is certain that they did not change meanwhile."""
+        with mapping.postponed() as waiting:
+            module = make(self._folder(files))
+        for wait in waiting:
+            files.later(wait)
         self._folder(files)
         return module
 
@@ -419,8 +423,11 @@ class Unet(_Part):
 
     def load(self, files: Files, place: str) -> UnetModel:
         """Load it, with its noise schedule."""
-        folder, dtype = self._folder(files), self._dtype(place)
-        return self._unchanged(files, UnetModel(load.unet(folder, dtype=dtype, device=place), load.schedule(folder)))
+        dtype = self._dtype(place)
+        return self._loaded(
+            files,
+            lambda folder: UnetModel(load.unet(folder, dtype=dtype, device=place), load.schedule(folder)),
+        )
 
     def patched(self, module: UnetModel, files: Files, place: str) -> UnetModel:
         """Put the LoRAs on it, or other noise levels beside it."""
@@ -461,8 +468,9 @@ class TextEncoder(_Part):
 
     def load(self, files: Files, place: str) -> TextModel:
         """Load them all."""
-        towers = load.towers(self._folder(files), dtype=self._dtype(place), device=place)
-        return self._unchanged(files, TextModel(towers, (None,) * len(towers)))
+        dtype = self._dtype(place)
+        towers = self._loaded(files, lambda folder: load.towers(folder, dtype=dtype, device=place))
+        return TextModel(towers, (None,) * len(towers))
 
     def patched(self, module: TextModel, files: Files, place: str) -> TextModel:
         """Put the LoRAs on them; layers are skipped by whoever uses them."""
@@ -489,7 +497,8 @@ class ControlNet(_Part):
 
     def load(self, files: Files, place: str) -> Any:
         """Load it."""
-        return self._unchanged(files, load.controlnet(self._folder(files), dtype=self._dtype(place), device=place))
+        dtype = self._dtype(place)
+        return self._loaded(files, lambda folder: load.controlnet(folder, dtype=dtype, device=place))
 
 
 class Hint(NamedTuple):
@@ -554,8 +563,8 @@ class Vae(_Part):
 
     def load(self, files: Files, place: str) -> Any:
         """Load it."""
-        made = load.vae(self._folder(files), dtype=self._dtype(place), device=place, space=asdict(self.space))
-        return self._unchanged(files, made)
+        dtype, space = self._dtype(place), asdict(self.space)
+        return self._loaded(files, lambda folder: load.vae(folder, dtype=dtype, device=place, space=space))
 
     def _dtype(self, place: str) -> torch.dtype:
         return torch.float32 if self.precision == "auto" else _number_format(self.precision, place)
@@ -571,7 +580,7 @@ class Upscaler(_Part):
 
     def load(self, files: Files, place: str) -> Enlarger:
         """Load it."""
-        return self._unchanged(files, upscale.network(self._folder(files), self._dtype(place), place))
+        return self._loaded(files, lambda folder: upscale.network(folder, self._dtype(place), place))
 
 
 @dataclass(frozen=True, slots=True)

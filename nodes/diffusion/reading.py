@@ -1,31 +1,28 @@
-"""Weights out of files: fast, straight to where they are used, and into memory of their own.
+"""Weights out of files: fast, straight to where they are used, and in memory of their own.
 
-Tensors that stayed where a file is mapped would cost nothing until they are used. But they would change with a file
-that is written anew in its place, and end the process where it gets shorter; and whatever is made of them would be
-remembered as made of what the file was before. So the bytes are copied, once and by several threads.
+What is used as it lies in the file stays where the file is mapped, and becomes the process's own behind what computes
+with it (see `mapping`). All else is read once, by several threads, and put where it belongs as it is read.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
 from math import prod
 from pathlib import Path
-from threading import Lock
 
 import torch
 from torch import Tensor
 
-from nodes.diffusion.tensors import LoadError, Shape, Span
+from nodes.diffusion import mapping
+from nodes.diffusion.shares import shared
+from nodes.diffusion.tensors import SHORTER, LoadError, Shape, Span
 
-THREADS = min(4, os.cpu_count() or 1)
 CHUNK = 2**22
-"""Bytes that are read at once: with `THREADS` of these, all that is held beside the weights."""
+"""Bytes that are read at once: with one of these a thread, all that is held beside the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +40,17 @@ class Piece:
 
     def empty(self, dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """Room for it. Channels lie side by side where the device computes faster with them so in this dtype."""
+        return torch.empty(self.shape, dtype=dtype, device=device, memory_format=self._layout(dtype, device))
+
+    def lies_as(self, dtype: torch.dtype, device: torch.device | str) -> bool:
+        """Whether it is wanted as it lies in the file."""
+        here = torch.device(device).type == "cpu" and self.span.format == dtype
+        aligned = self.start % dtype.itemsize == 0
+        return here and aligned and not self.turned and self._layout(dtype, device) == torch.contiguous_format
+
+    def _layout(self, dtype: torch.dtype, device: torch.device | str) -> torch.memory_format:
         faster = self.interleaved and (torch.device(device).type != "cpu" or dtype == torch.float32)
-        layout = torch.channels_last if faster and self._row <= CHUNK else torch.contiguous_format
-        return torch.empty(self.shape, dtype=dtype, device=device, memory_format=layout)
+        return torch.channels_last if faster and self._row <= CHUNK else torch.contiguous_format
 
     @property
     def _row(self) -> int:
@@ -65,22 +70,6 @@ class _Chunk:
     piece: Piece
     begin: int
     target: Tensor
-
-
-class _Chunks:
-    """What is to be read, handed out one by one to whichever thread asks."""
-
-    def __init__(self, chunks: Iterator[_Chunk]) -> None:
-        self._chunks = chunks
-        self._lock = Lock()
-
-    def __iter__(self) -> Iterator[_Chunk]:
-        while True:
-            with self._lock:
-                chunk = next(self._chunks, None)
-            if chunk is None:
-                return
-            yield chunk
 
 
 class _Reader:
@@ -115,26 +104,42 @@ class _Reader:
         while wanted:
             size = stream.readinto(wanted)
             if not size:
-                raise LoadError(path, f"{len(wanted)} bytes more", "the end of the file, which got shorter")
+                raise LoadError(path, f"{len(wanted)} bytes more", SHORTER)
             wanted = wanted[size:]
 
 
 def read(pieces: Mapping[str, Piece], dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
-    """Read weights as `dtype` to `device`. Raises LoadError where a file ends too early."""
-    made = {name: piece.empty(dtype, device) for name, piece in pieces.items()}
-    chunks = _Chunks(chunk for name, piece in pieces.items() for chunk in _chunks(piece, made[name]))
+    """Read weights as `dtype` to `device`. Raises LoadError where a file ends too early.
 
-    def work() -> None:
+    Mapped ones are copied afterwards; who waits for that, `mapping.later` says.
+    """
+    as_they_lie = {name: piece for name, piece in pieces.items() if piece.lies_as(dtype, device)}
+    mapped = _mapped(as_they_lie) if mapping.possible() else {}
+    left = {name: piece for name, piece in pieces.items() if name not in mapped}
+    made = {name: piece.empty(dtype, device) for name, piece in left.items()}
+
+    def work(chunks: Iterator[_Chunk]) -> None:
         with ExitStack() as open_files:
             reader = _Reader(open_files)
             for chunk in chunks:
                 reader.read(chunk)
 
-    with ThreadPoolExecutor(THREADS) as threads:
-        for done in [threads.submit(work) for _ in range(THREADS)]:
-            done.result()
-    turned = {name: made[name].reshape(piece.shape[::-1]).t() for name, piece in pieces.items() if piece.turned}
-    return made | {name: weight.contiguous() for name, weight in turned.items()}
+    for done in shared((chunk for name, piece in left.items() for chunk in _chunks(piece, made[name])), work):
+        done.result()
+    turned = {name: made[name].reshape(piece.shape[::-1]).t() for name, piece in left.items() if piece.turned}
+    return mapped | made | {name: weight.contiguous() for name, weight in turned.items()}
+
+
+def _mapped(pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
+    """Weights where their files are mapped, which are copied from now on."""
+    files = {path: mapping.Mapping(path) for path in {piece.span.path for piece in pieces.values()}}
+    made = {
+        name: files[piece.span.path].tensor(piece.start, piece.shape, piece.span.format)
+        for name, piece in pieces.items()
+    }
+    for file in files.values():
+        mapping.later(file.copied)
+    return made
 
 
 def _chunks(piece: Piece, target: Tensor) -> Iterator[_Chunk]:

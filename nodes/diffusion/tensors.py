@@ -20,6 +20,8 @@ PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 _PICKLED = (b"PK\x03\x04", b"\x80\x02")
 """What pickles of torch begin with, whatever they are called."""
 _GGUF = b"GGUF"
+SHORTER = "the end of the file, which got shorter"
+"""What is found where a file ends before it should."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -79,9 +81,12 @@ def opened(path: Path, remedy: str) -> Iterator[Any]:
 
 
 def weights(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read all tensors of a safetensors file, and its metadata; raises LoadError as `opened` does."""
+    """Read all tensors of a safetensors file, and its metadata; raises LoadError as `opened` does.
+
+    They are copies: those that the library gives lie where the file is mapped, and change with it.
+    """
     with opened(path, remedy) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def spans(path: Path, remedy: str) -> dict[str, Span]:

@@ -14,6 +14,7 @@ from engine.context import Context
 from engine.errors import FileChanged
 from engine.file import File, Files
 from engine.models import ModelPool, ModelRef
+from engine.socket import Socket
 
 LOADED = []
 """(name, place) of every module that was loaded."""
@@ -351,6 +352,147 @@ class TestFiles:
         ref = self.ref(files, tmp_path / "one/weights")
         (tmp_path / "one/weights").unlink()
         assert pool.acquire(ref, "cpu").name == "fox"
+
+
+@dataclass(frozen=True)
+class Viewed(Written):
+    """A module of which something is left to do when it is there."""
+
+    def load(self, files, place):
+        module = super().load(files, place)
+        files.later(lambda: LEFT.append(module.name))
+        return module
+
+
+@dataclass(frozen=True)
+class Above(ModelRef[Module]):
+    """One that is made of such a module."""
+
+    of: "Viewed | Above"
+
+    @property
+    def base(self):
+        return self.of
+
+    def patched(self, module, files, place):
+        LOADED.append((f"above {module.name}", place))
+        return Module(f"above {module.name}")
+
+    def module_bytes(self, module):
+        return 1
+
+
+LEFT = []
+"""What was left to do, and is done."""
+
+
+class TestSettling:
+    """What is left to do with a module when it is there is done before anything that was made with it counts."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        (tmp_path / "weights").write_text("fox")
+        return tmp_path / "weights"
+
+    @pytest.fixture
+    def files(self, path):
+        return Files([path.parent])
+
+    @pytest.fixture
+    def pool(self, files):
+        return ModelPool(files)
+
+    @pytest.fixture
+    def ref(self, files, path):
+        return Viewed(files.find(File, str(path)).digest.hex())
+
+    @pytest.fixture(autouse=True)
+    def _nothing_left(self):
+        LEFT.clear()
+        MEANWHILE.clear()
+
+    def test_it_is_done_once_when_somebody_waits(self, pool, ref):
+        context = Context(models=pool)
+        context.model(ref)
+        assert LEFT == []
+        context.settle()
+        context.settle()
+        other = Context(models=pool)
+        other.model(ref)
+        other.settle()
+        assert LEFT == ["fox"]
+
+    def test_where_nobody_reads_it_is_done_at_once(self, files, ref):
+        ref.load(files, "cpu")
+        assert LEFT == ["fox"]
+
+    def test_nothing_is_kept_on_the_way_before(self, pool, ref):
+        kept = []
+
+        class Kept:
+            def keep(self, key, value, seconds):
+                kept.append((key, list(LEFT)))
+
+        context = Context(models=pool, interim=Kept())
+        context.model(ref)
+        context.keep(b"key", Socket(), 1.0)
+        assert kept == [(b"key", ["fox"])]
+
+    @pytest.mark.parametrize("make", [lambda ref: ref, Above, lambda ref: Above(Above(ref))], ids=["it", "one", "two"])
+    def test_a_file_that_changes_before_is_noticed_and_the_module_forgotten(self, pool, ref, path, make):
+        context = Context(models=pool)
+        assert context.model(make(ref)).name.endswith("fox")
+        path.write_text("owl")
+        with pytest.raises(FileChanged, match="weights changed"):
+            context.settle()
+        context.release()
+        assert pool.held() == 0
+        path.write_text("fox")
+        LOADED.clear()
+        again = Context(models=pool)
+        again.model(make(ref))
+        again.settle()
+        assert LOADED[0][0] == ref.digest
+
+    def test_everybody_who_uses_it_is_told(self, pool, ref, path):
+        both = [Context(models=pool), Context(models=pool)]
+        for context in both:
+            context.model(ref)
+        path.write_text("owl")
+        for context in both:
+            with pytest.raises(FileChanged):
+                context.settle()
+            context.release()
+        path.write_text("fox")
+        fresh, late = Context(models=pool), both[0]
+        fresh.model(ref)
+        fresh.settle()
+        late.model(ref)
+        late.settle()
+        assert pool.held() == 1
+
+    def test_whoever_holds_the_forgotten_one_is_told_though_it_was_loaded_again(self, pool, ref, path):
+        one, other = Context(models=pool), Context(models=pool)
+        one.model(ref)
+        other.model(ref)
+        path.write_text("owl")
+        with pytest.raises(FileChanged):
+            one.settle()
+        one.release()
+        path.write_text("fox")
+        one.model(ref)
+        one.settle()
+        with pytest.raises(FileChanged, match="a model's files changed while it was loaded"):
+            other.settle()
+
+    def test_a_file_that_changes_afterwards_does_not_matter(self, pool, ref, path):
+        context = Context(models=pool)
+        context.model(ref)
+        context.settle()
+        path.write_text("owl")
+        other = Context(models=pool)
+        assert other.model(ref).name == "fox"
+        other.settle()
 
 
 @dataclass(frozen=True)

@@ -62,21 +62,23 @@ def test_a_matrix_may_lie_on_its_side(write, tensors):
     assert made["turned"].is_contiguous()
 
 
-def test_what_was_read_does_not_change_with_the_file(write, tensors):
+@pytest.mark.parametrize("wanted", [torch.float32, torch.float16])
+def test_what_was_read_does_not_change_with_the_file(write, tensors, wanted):
     found = write(tensors)
-    made = read(whole(found), torch.float32, "cpu")
+    made = read(whole(found), wanted, "cpu")
     path = found["matrix"].path
     with path.open("r+b") as stream:
         stream.write(bytes(path.stat().st_size))
-    assert all(torch.equal(made[name], tensor) for name, tensor in tensors.items())
+    assert all(torch.equal(made[name], tensor.to(wanted)) for name, tensor in tensors.items())
 
 
-def test_a_file_that_got_shorter_is_refused(write, tensors):
+@pytest.mark.parametrize("wanted", [torch.float32, torch.float16])
+def test_a_file_that_got_shorter_is_refused(write, tensors, wanted):
     found = write(tensors)
     path = found["matrix"].path
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(LoadError, match=r"expected \d+ bytes more, found the end of the file, which got shorter"):
-        read(whole(found), torch.float32, "cpu")
+        read(whole(found), wanted, "cpu")
 
 
 def test_a_format_that_is_no_number_of_ours_is_named(tmp_path):
