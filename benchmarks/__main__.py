@@ -18,6 +18,7 @@ QUESTIONS = (
     "startup",
     "loading",
     "unet",
+    "scaling",
     "sampling",
     "grid",
     "single",

@@ -106,6 +106,11 @@ class Context:
         if message not in self.warnings:
             self.warnings.append(message)
 
+    def alarm(self, message: str) -> None:
+        """Say what is amiss with the way a result is made, not with the result: it is told once, and not kept."""
+        if self._alarm is not None:
+            self._alarm(message)
+
     def again(self, *, scarce: bool) -> None:
         """Memory ran out: the node is called once more, and what it said is forgotten; the loop calls this."""
         self._scarce = scarce

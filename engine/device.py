@@ -1,7 +1,7 @@
 """Devices and tensors: the one module of the engine that imports torch."""
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol, Self, cast, get_type_hints
 from weakref import WeakKeyDictionary
@@ -186,6 +186,8 @@ class Device(Host):
 
     def trim(self) -> None:
         """Give freed blocks back, after an out-of-memory error, or where nothing else is to come."""
+        for give_up in _GIVE_UP:
+            give_up()
         if self.name == "cpu":
             heap.give_back()
         else:
@@ -217,6 +219,14 @@ class Device(Host):
     def __exit__(self, *exc: object) -> None:
         """Leave autograd as it was."""
         self._guard.__exit__(*cast("Any", exc))
+
+
+_GIVE_UP: list[Callable[[], None]] = []
+
+
+def before_trim(give_up: Callable[[], None]) -> None:
+    """Have something that holds memory beside the budget, to be faster, give it up before a device is trimmed."""
+    _GIVE_UP.append(give_up)
 
 
 class ParkedTensors:

@@ -13,6 +13,7 @@ import torch
 from annotated_types import Ge, Le
 
 from engine.context import Context
+from engine.device import before_trim
 from engine.digest import Digest
 from engine.errors import Cancelled
 from engine.node import Arguments, Rounds, node
@@ -21,6 +22,7 @@ from nodes.diffusion.denoise import Denoiser
 from nodes.diffusion.drive import Result, Run, drive, lockstep
 from nodes.diffusion.guidance import Guidance, Question, guided
 from nodes.diffusion.noise import Streams, brownian
+from nodes.diffusion.recording import forget
 from nodes.diffusion.sampler import SAMPLERS, evaluations
 from nodes.diffusion.schedule import FOR_XL, SCHEDULES, Convention, executed, plan
 from nodes.diffusion.step import AnySteps, Predicted
@@ -115,6 +117,7 @@ Step = Annotated[int, Ge(0), Le(100_000)]
 PLAIN = SampleOptions()
 NEARLY = 1e-5
 """By how much a level may miss the highest one and still be it."""
+before_trim(forget)
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +257,8 @@ class _Answering:
         model = call.context.model(call.unet)
         self._context = call.context
         batch, steady = 1 if call.context.scarce else None, call.context.exact
-        unet = compiled(model.unet) if call.context.compiled else model.unet
+        self._compiled = compiled(model.unet) if call.context.compiled else None
+        unet = self._compiled or model.unet
         self._denoiser = Denoiser(unet, model.table, batch, called=self._count, steady=steady)
 
     def __call__(self, asked: Sequence[_Asked]) -> list[Predicted]:
@@ -264,6 +268,8 @@ class _Answering:
         distinct = list(dict.fromkeys(chosen))
         answers = dict(zip(distinct, self._denoiser([asked[number].question for number in distinct]), strict=True))
         share = (perf_counter() - began) / len(asked)
+        for note in self._compiled.notes() if self._compiled else ():
+            self._context.alarm(note)
         for each in asked:
             each.seconds = share
         return [answers[number] for number in chosen]
@@ -275,7 +281,10 @@ class _Answering:
 def _sampled(call: _Call) -> _Run[Latent | BaseException]:
     """Take one call from noise to its latent; what it meets on the way ends it alone."""
     try:
-        result = yield from _sampling(call, call.context.model(call.unet))
+        model = call.context.model(call.unet)
+        if call.context.compiled:
+            compiled(model.unet)  # also a call that joins others sees that nothing has moved
+        result = yield from _sampling(call, model)
     except (Exception, Cancelled) as error:  # noqa: BLE001  of this call only
         return error
     return Latent(result.clone(memory_format=torch.contiguous_format), call.latent.space)

@@ -6,6 +6,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from nodes.diffusion.recording import forget
+
 MOST_CELLS = 64 * 64 * 64
 """Latent cells of a call where nothing was measured yet: 64 pictures of 512 x 512 px."""
 CPU_CELLS = 16 * 64 * 64
@@ -38,7 +40,7 @@ class CudaGauge:
         self._before = 0
 
     def free(self) -> int:
-        """What the driver has, and what the allocator holds without using it."""
+        """What the driver has, and what the allocator holds unused, also for recorded calls: they give it up."""
         held = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return int(torch.cuda.mem_get_info(self._device)[0]) + held
 
@@ -52,7 +54,8 @@ class CudaGauge:
         return torch.cuda.max_memory_allocated(self._device) - self._before
 
     def trim(self) -> None:
-        """Give the allocator's blocks back to the driver."""
+        """Give the allocator's blocks back to the driver, those of recorded calls too."""
+        forget()
         torch.cuda.empty_cache()
 
 

@@ -508,11 +508,32 @@ class TestPreviews:
         torch.testing.assert_close(colours.matrix, full.matrix, rtol=0, atol=2)
 
 
-def test_the_unet_is_compiled_where_that_was_asked_for(call, pool, monkeypatch):
-    asked = []
-    monkeypatch.setattr("nodes.sample.compiled", lambda unet: asked.append(unet) or unet)
+class Form:
+    """A compiled form that is not compiled, and has something to say."""
+
+    def __init__(self, unet):
+        self.unet, self.dtype, self.said = unet, unet.dtype, ["it is slower than it could be"]
+
+    def __call__(self, *given, **named):
+        return self.unet(*given, **named)
+
+    def notes(self):
+        said, self.said = self.said, []
+        return said
+
+
+@pytest.fixture
+def forms(monkeypatch):
+    made = []
+    monkeypatch.setattr("nodes.sample.compiled", lambda unet: made.append(Form(unet)) or made[0])
+    return made
+
+
+def test_the_unet_is_compiled_where_that_was_asked_for(call, pool, forms):
     plain = sample(**call(steps=2))
-    assert asked == []
-    same = sample(**call(steps=2, context=Context(models=pool, compiled=True)))
-    assert len(asked) == 1
+    assert forms == []
+    told = []
+    same = sample(**call(steps=2, context=Context(models=pool, compiled=True, alarm=told.append)))
+    assert len(forms) == 2, "for whoever answers, and for the call itself, which may join others"
     assert torch.equal(plain.data, same.data)
+    assert told == ["it is slower than it could be"]

@@ -1,5 +1,9 @@
 """Compiled UNets: they give what the UNet gives, whatever the number of latents, and only where somebody asked."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -31,7 +35,7 @@ def interpreted(monkeypatch):
 
 def test_a_unet_is_compiled_once(unet, interpreted):
     assert compiled(unet) is compiled(unet)
-    assert interpreted == [unet.forward]
+    assert interpreted == [type(unet).forward]
 
 
 def test_it_takes_what_a_unet_takes(unet, table, interpreted):
@@ -41,10 +45,28 @@ def test_it_takes_what_a_unet_takes(unet, table, interpreted):
     assert interpreted
 
 
-def test_whatever_has_a_row_per_latent_is_found():
-    rows = torch.zeros(2, 3)
-    more = {"added_cond_kwargs": {"text_embeds": rows, "time_ids": rows}, "down": (rows, rows), "other": None}
-    assert len(list(compiling._tensors(more))) == 4
+def test_whatever_has_a_row_per_latent_may_have_any_number_of_them(unet, table, interpreted, monkeypatch):
+    marked = []
+    monkeypatch.setattr(torch._dynamo, "maybe_mark_dynamic", lambda tensor, axis: marked.append((len(tensor), axis)))
+    rows = torch.zeros(2, 4, 8, 8)
+    more = {"added_cond_kwargs": {"text_embeds": rows, "time_ids": rows}, "beside": (rows, rows), "other": None}
+    form = CompiledUnet(unet)
+    form._forward = lambda *_, **__: (rows,)
+    form(rows, rows, rows, return_dict=False, **more)
+    assert marked == [(2, 0)] * 7
+    form(rows[:1], rows, rows, return_dict=False, **more)
+    assert len(marked) == 7
+
+
+def test_a_compiled_form_does_not_keep_its_unet(unet, interpreted):
+    copied = copy.deepcopy(unet)
+    gone, form = weakref.ref(copied), compiled(copied)
+    del copied
+    gc.collect()
+    assert (gone(), len(compiling._COMPILED)) == (None, 0)
+    rows = torch.zeros(1, 4, 8, 8)
+    with pytest.raises(ReferenceError, match="the UNet is gone"):
+        form(rows, rows, rows, return_dict=False)
 
 
 @pytest.mark.slow
