@@ -63,7 +63,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._alive: WeakSet[_CudaRecording] = WeakSet()
 
     def record(self, work: Callable[[], Outputs]) -> "Recording":
@@ -284,7 +284,7 @@ def _signature(leaves: Sequence[Any], structure: Hashable, device: torch.device)
     """What calls must have in common to be one recording; None where a call must not be recorded."""
     if torch.is_grad_enabled():
         return None
-    kinds = []
+    kinds: list[Hashable] = []
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             if leaf.device != device:
