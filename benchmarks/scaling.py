@@ -50,7 +50,7 @@ def _ways(unet: Any) -> dict[str, Way]:
     recorded = recordings(next(unet.parameters()).device)
     if recorded is not None:
         graphed = ways["graphed"] = CompiledUnet(unet, recorded)
-        graphed.renew(unet)
+        graphed.renew()
     return ways
 
 

@@ -258,11 +258,13 @@ class _Answering:
         self._context = call.context
         batch, steady = 1 if call.context.scarce else None, call.context.exact
         self._compiled = compiled(model.unet) if call.context.compiled else None
+        self._calls: set[_Call] | None = None
         unet = self._compiled or model.unet
         self._denoiser = Denoiser(unet, model.table, batch, called=self._count, steady=steady)
 
     def __call__(self, asked: Sequence[_Asked]) -> list[Predicted]:
         self._context = asked[0].call.context
+        self._renew({each.call for each in asked})
         began = perf_counter()
         chosen = firsts([(each.place, each.question) for each in asked])
         distinct = list(dict.fromkeys(chosen))
@@ -274,6 +276,12 @@ class _Answering:
             each.seconds = share
         return [answers[number] for number in chosen]
 
+    def _renew(self, calls: set[_Call]) -> None:
+        """Where others have joined, have the compiled form look whether anything has moved."""
+        if self._compiled is not None and self._calls is not None and calls - self._calls:
+            self._compiled.renew()
+        self._calls = calls
+
     def _count(self, latents: int) -> None:
         self._context.measure("unet_calls", latents)
 
@@ -281,10 +289,7 @@ class _Answering:
 def _sampled(call: _Call) -> _Run[Latent | BaseException]:
     """Take one call from noise to its latent; what it meets on the way ends it alone."""
     try:
-        model = call.context.model(call.unet)
-        if call.context.compiled:
-            compiled(model.unet)  # also a call that joins others sees that nothing has moved
-        result = yield from _sampling(call, model)
+        result = yield from _sampling(call, call.context.model(call.unet))
     except (Exception, Cancelled) as error:  # noqa: BLE001  of this call only
         return error
     return Latent(result.clone(memory_format=torch.contiguous_format), call.latent.space)

@@ -49,10 +49,10 @@ class CompiledUnet:
             return self._plain(unet, *given, **named)
         return self._recorded.call(unet, partial(self._plain, unet), given, named)
 
-    def renew(self, unet: nn.Module) -> None:
+    def renew(self) -> None:
         """Begin a run: what was recorded of the UNet goes where that has changed, or moved."""
         if self._recorded is not None:
-            self._recorded.renew(unet)
+            self._recorded.renew(self.unet)
 
     def notes(self) -> list[str]:
         """What there is to say of its calls that was not said before."""
@@ -75,5 +75,5 @@ def compiled(unet: Any) -> CompiledUnet:
     if unet not in _COMPILED:
         _COMPILED[unet] = CompiledUnet(unet, recordings(next(unet.parameters()).device))
     found = _COMPILED[unet]
-    found.renew(unet)
+    found.renew()
     return found

@@ -266,14 +266,17 @@ def frozen(module: nn.Module, device: torch.device) -> State | None:
 
     None where it must not be recorded: in training, with hooks or another `forward`, or with a tensor elsewhere.
     """
-    parts = list(module.modules())
-    if any(part.training or "forward" in vars(part) or _hooked(part) for part in parts):
-        return None
-    tensors = [*module.parameters(), *module.buffers()]
-    if any(tensor.device != device for tensor in tensors):
-        return None
-    places = [(tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors]
-    return (*places, *(getattr(part, "processor", None) for part in parts))
+    found: list[object] = []
+    for part in module.modules():
+        if part.training or "forward" in vars(part) or _hooked(part):
+            return None
+        found.append(vars(part).get("processor"))
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None:
+                if tensor.device != device:
+                    return None
+                found += (tensor.data_ptr(), tensor.dtype)
+    return tuple(found)
 
 
 def _hooked(part: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from engine.errors import Cancelled
 from engine.file import Files, ModelFile
 from engine.models import ModelPool
 from nodes import image, mask, model, noise, repaint, text, vae
-from nodes.sample import sample
+from nodes.sample import sample, sample_many
 from nodes.types import Colours, Conditioning, Control, ControlNet, Hint, Image, Latent, Mask, Noise, UnetModel
 
 PHOTO = Path(graphs.__file__).parent / "inputs" / "fox.png"
@@ -513,9 +513,13 @@ class Form:
 
     def __init__(self, unet):
         self.unet, self.dtype, self.said = unet, unet.dtype, ["it is slower than it could be"]
+        self.renewed = 0
 
     def __call__(self, *given, **named):
         return self.unet(*given, **named)
+
+    def renew(self):
+        self.renewed += 1
 
     def notes(self):
         said, self.said = self.said, []
@@ -525,7 +529,7 @@ class Form:
 @pytest.fixture
 def forms(monkeypatch):
     made = []
-    monkeypatch.setattr("nodes.sample.compiled", lambda unet: made.append(Form(unet)) or made[0])
+    monkeypatch.setattr("nodes.sample.compiled", lambda unet: made.append(Form(unet)) or made[-1])
     return made
 
 
@@ -534,6 +538,17 @@ def test_the_unet_is_compiled_where_that_was_asked_for(call, pool, forms):
     assert forms == []
     told = []
     same = sample(**call(steps=2, context=Context(models=pool, compiled=True, alarm=told.append)))
-    assert len(forms) == 2, "for whoever answers, and for the call itself, which may join others"
+    assert [form.renewed for form in forms] == [0]
     assert torch.equal(plain.data, same.data)
     assert told == ["it is slower than it could be"]
+
+
+def test_a_call_that_joins_others_has_the_compiled_form_look_whether_weights_moved(call, pool, forms):
+    first, late = (call(steps=steps, context=Context(models=pool, compiled=True)) for steps in (4, 2))
+    rounds = sample_many([first])
+    next(rounds)
+    assert forms[0].renewed == 0
+    rounds.send([late])
+    assert forms[0].renewed == 1
+    assert [*rounds.send([]), *rounds.send([])] == [1, 0]
+    assert (len(forms), forms[0].renewed) == (1, 1)
