@@ -19,6 +19,8 @@ QUESTIONS = (
     "loading",
     "unet",
     "scaling",
+    "attention",
+    "decode",
     "sampling",
     "grid",
     "single",
@@ -52,10 +54,11 @@ def main() -> None:
 
 
 def _asked(name: str, model: str, device: str) -> Answer:
-    """The answer to a question; one that takes a subject is asked about the model on the device."""
+    """The answer to a question; one that takes a subject is asked about the model, one that takes a device there."""
     ask: Callable[..., Answer] = import_module(f"benchmarks.{name}").answer
-    if "subject" not in signature(ask).parameters:
-        return ask()
+    asked = signature(ask).parameters
+    if "subject" not in asked:
+        return ask(device) if "device" in asked else ask()
     from benchmarks.subject import opened  # noqa: PLC0415  it imports diffusers, which most questions do without
 
     with opened(model, device) as subject:

@@ -112,7 +112,7 @@ class Kernels:
         return tuple(sorted(total, key=lambda kernel: total[kernel])) if any(total.values()) else ()
 
     def _measured(self, attention: Attention, dtype: torch.dtype, device: torch.device) -> Mapping[SDPBackend, float]:
-        asked, other = _Timed(attention, dtype, device), _Timed(_unlike(attention), dtype, device, LATENTS + 1)
+        asked, other = Example(attention, dtype, device), Example(_unlike(attention), dtype, device, LATENTS + 1)
         barred = {SDPBackend.MATH} if attention.queries * attention.keys > MOST_SCORES else set()
         with _TURN:
             able = [kernel for kernel in KERNELS[device.type] if kernel not in barred and other.works(kernel)]
@@ -120,12 +120,12 @@ class Kernels:
             taken = {kernel: self._typical(asked, kernel, device) for kernel in timed}
         return {**dict.fromkeys(able, 0.0), **dict.fromkeys(barred, math.inf), **taken}
 
-    def _typical(self, asked: "_Timed", kernel: SDPBackend, device: torch.device) -> float:
+    def _typical(self, asked: "Example", kernel: SDPBackend, device: torch.device) -> float:
         first, *others = (self._clock(lambda: asked(kernel), device) for _ in range(1 + ROUNDS))
         return min(others) + first / CALLS
 
 
-class _Timed:
+class Example:
     """One kind of attention, on inputs as networks have them."""
 
     def __init__(self, attention: Attention, dtype: torch.dtype, device: torch.device, latents: int = LATENTS) -> None:
@@ -136,9 +136,12 @@ class _Timed:
         )
         self._inputs = (query, key, value)
 
-    def __call__(self, kernel: SDPBackend) -> Tensor:
-        """Compute it by a kernel or, where that cannot, by another: what other threads compute must not fail for it."""
-        with torch.no_grad(), _trying((kernel, *self._kernels)):
+    def __call__(self, kernel: SDPBackend | None) -> Tensor:
+        """Compute it by a kernel or, where that cannot, by another; without a `kernel` by the one that torch chooses.
+
+        All stay allowed: what other threads compute must not fail for it.
+        """
+        with torch.no_grad(), nullcontext() if kernel is None else _trying((kernel, *self._kernels)):
             return scaled_dot_product_attention(*self._inputs)
 
     def works(self, kernel: SDPBackend) -> bool:

@@ -133,7 +133,7 @@ def test_a_kernel_that_fails_is_left_out_and_the_only_one_left_is_not_timed(unet
 
 def test_a_kernel_that_torch_would_not_take_is_left_out():
     """On the CPU none computes heads whose size differs between keys and values but the one that does everything."""
-    timed = attention._Timed(SMALL, torch.float32, CPU)
+    timed = attention.Example(SMALL, torch.float32, CPU)
     timed._inputs = (*timed._inputs[:2], timed._inputs[2][..., :8])
     assert [timed.works(kernel) for kernel in (FLASH, MATH)] == [False, True]
 
