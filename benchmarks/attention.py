@@ -107,7 +107,7 @@ def _notes() -> tuple[str, ...]:
     return (
         f"{LATENTS} latents of {HEADS} heads each, whatever the model has. The name is that of the kernel chosen.",
         (
-            "A kernel that cannot compute an attention is left out, one that must not would hold all products in memory,"
+            "A kernel that cannot compute an attention is left out; one that must not would keep all products;"
             " one that is alone is not timed."
         ),
         "On a GPU seconds include the wait for the host, as in a network that is neither compiled nor captured.",

@@ -18,7 +18,7 @@ from nodes.diffusion import load, vae
 QUESTION = "How long does a VAE take for a picture in each number format, and how many levels does it miss by?"
 DTYPES = (torch.float16, torch.bfloat16)
 SIDES = {"cpu": {"pocket": 128, "sd15": 256, "sdxl": 256}, "cuda": {"pocket": 128, "sd15": 512, "sdxl": 1024}}
-ROUNDS = {"cpu": {"pocket": 9, "sd15": 2, "sdxl": 2}, "cuda": {"pocket": 21, "sd15": 11, "sdxl": 11}}
+ROUNDS = {"cpu": {"pocket": 3, "sd15": 1, "sdxl": 1}, "cuda": {"pocket": 21, "sd15": 11, "sdxl": 11}}
 PRECISE = 1
 """By how many of 256 levels a format may miss float32 anywhere."""
 NO_WORSE = Goal(1.03, of="ratio")
