@@ -21,7 +21,6 @@ SIDES = {"cpu": {"pocket": 128, "sd15": 256, "sdxl": 256}, "cuda": {"pocket": 12
 ROUNDS = {"cpu": {"pocket": 3, "sd15": 1, "sdxl": 1}, "cuda": {"pocket": 21, "sd15": 11, "sdxl": 11}}
 PRECISE = 1
 """By how many of 256 levels a format may miss float32 anywhere."""
-NO_WORSE = Goal(1.03, of="ratio")
 
 
 def answer(subject: Subject) -> Answer:
@@ -70,9 +69,9 @@ def _decoded(latent: Tensor, model: Any) -> Tensor | None:
 def _layout(costs: Mapping[str, float], model: Any) -> Iterator[Row]:
     ours, other = costs["float32"], costs["other"]
     if _is_interleaved(model):
-        yield Row("float32, channels side by side", ours, Beside("one after the other", other), NO_WORSE)
+        yield Row("float32, channels side by side", ours, Beside("one after the other", other))
     else:
-        yield Row("float32, channels one after the other", ours, Beside("side by side", other), NO_WORSE)
+        yield Row("float32, channels one after the other", ours, Beside("side by side", other))
 
 
 def _formats(costs: Mapping[str, float], pictures: Mapping[str, Tensor | None]) -> Iterator[Row]:
@@ -111,5 +110,6 @@ def _notes(subject: Subject) -> tuple[str, ...]:
     random = "" if subject.model == "pocket" else " Weights are random: its seconds mean something, its levels do not."
     return (
         f"{subject.model}, {side} x {side} pixels, on {subject.device}, one picture at a time.{random}",
+        "Weights stay as they are stored because the other layout brings a full-size VAE nothing on a CPU.",
         "The precision is a part of what a VAE is known by. By itself it is float32, on every device.",
     )

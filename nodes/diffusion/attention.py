@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
@@ -112,21 +112,24 @@ class Kernels:
         return tuple(sorted(total, key=lambda kernel: total[kernel])) if any(total.values()) else ()
 
     def _measured(self, attention: Attention, dtype: torch.dtype, device: torch.device) -> Mapping[SDPBackend, float]:
-        asked, other = Example(attention, dtype, device), Example(_unlike(attention), dtype, device, LATENTS + 1)
+        unlike = Example(_unlike(attention), dtype, device)
+        asked = [Example(attention, dtype, device, latents) for latents in (LATENTS, LATENTS + 1)]
         barred = {SDPBackend.MATH} if attention.queries * attention.keys > MOST_SCORES else set()
         with _TURN:
-            able = [kernel for kernel in KERNELS[device.type] if kernel not in barred and other.works(kernel)]
+            able = [kernel for kernel in KERNELS[device.type] if kernel not in barred and unlike.works(kernel)]
             timed = able if len(able) > 1 else []
             taken = {kernel: self._typical(asked, kernel, device) for kernel in timed}
         return {**dict.fromkeys(able, 0.0), **dict.fromkeys(barred, math.inf), **taken}
 
-    def _typical(self, asked: "Example", kernel: SDPBackend, device: torch.device) -> float:
-        first, *others = (self._clock(lambda: asked(kernel), device) for _ in range(1 + ROUNDS))
-        return min(others) + first / CALLS
+    def _typical(self, asked: "Sequence[Example]", kernel: SDPBackend, device: torch.device) -> float:
+        with asked[0].trying(kernel):
+            first = min(self._clock(example, device) for example in asked)
+            again = min(self._clock(asked[0], device) for _ in range(ROUNDS))
+        return again + max(first - again, 0.0) / CALLS
 
 
 class Example:
-    """One kind of attention, on inputs as networks have them."""
+    """One kind of attention, on inputs as networks have them. Calling it computes it."""
 
     def __init__(self, attention: Attention, dtype: torch.dtype, device: torch.device, latents: int = LATENTS) -> None:
         self._kernels = KERNELS[device.type]
@@ -136,24 +139,25 @@ class Example:
         )
         self._inputs = (query, key, value)
 
-    def __call__(self, kernel: SDPBackend | None) -> Tensor:
-        """Compute it by a kernel or, where that cannot, by another; without a `kernel` by the one that torch chooses.
-
-        All stay allowed: what other threads compute must not fail for it.
-        """
-        with torch.no_grad(), nullcontext() if kernel is None else _trying((kernel, *self._kernels)):
+    def __call__(self) -> Tensor:
+        """Compute it. Raises RuntimeError where the kernel that is tried first fails."""
+        with torch.no_grad():
             return scaled_dot_product_attention(*self._inputs)
+
+    def trying(self, kernel: SDPBackend) -> AbstractContextManager[object]:
+        """Have a kernel tried first. All stay allowed: what other threads compute must not fail for it."""
+        return _trying((kernel, *self._kernels))
 
     def works(self, kernel: SDPBackend) -> bool:
         """Whether a kernel can."""
-        try:
-            with _trying((kernel, *self._kernels)):
+        with self.trying(kernel):
+            try:
                 taken = torch._fused_sdp_choice(*self._inputs)
-            self(kernel)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            return False
+                self()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                return False
         return bool(taken == kernel.value)
 
 
