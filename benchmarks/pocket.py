@@ -119,6 +119,7 @@ def answer(folder: Path = FOLDER, data: Path = DATA, share: float = 1.0) -> Answ
     guided_, plain = (gallery.ranks(drawn(model, prompts, cfg=cfg), wanted, colours) for cfg in (CFG, 1.0))
     strengths = distances(model, gallery, max(2, round(INPUTS * share)))
     pairs = max(2, round(PAIRS * share))
+    empty, painted = blanks(model, gallery, pairs)
     beside = neighbours(model, gallery, pairs)
     reserved = torch.tensor([number for number, concept in enumerate(gallery.concepts) if concept.reserved])
     error, familiar = (lost(model, gallery, numbers) for numbers in (reserved, gallery.learnt))
@@ -127,15 +128,23 @@ def answer(folder: Path = FOLDER, data: Path = DATA, share: float = 1.0) -> Answ
     rows = [
         Row(f"of {count} pictures, not nearest to what they show", missed, goal=Goal(0.2 * count), counted=True),
         Row("of these, not among the nearest five", int((guided_ > 4).sum()), goal=Goal(0.1 * count), counted=True),
+        Row(f"the same at cfg {CFG:g}, beside cfg 1", missed, Beside("cfg 1", missed_plain), counted=True),
         Row(
-            f"the same at cfg {CFG:g}, beside cfg 1",
-            missed,
-            Beside("cfg 1", missed_plain),
+            f"of {2 * pairs} halves with one thing each, not showing what they should at cfg {CFG:g}",
+            beside["wrong"],
+            Beside("cfg 1", beside["plainly wrong"]),
             Goal(0.95, "ratio"),
             counted=True,
         ),
         Row("denoise 0.1 to 1: times that the distance to the input fell", falls, goal=Goal(0), counted=True),
-        Row(f"of {pairs} inpainted, not showing it", beside["missed"], goal=Goal(0.3 * pairs), counted=True),
+        Row(
+            f"of {pairs} blank ones inpainted, not showing what the prompt says",
+            painted,
+            Beside("blank", empty),
+            Goal(0.3 * pairs),
+            counted=True,
+        ),
+        Row(f"of {pairs} inpainted beside another thing", beside["missed"], goal=Goal(0.3 * pairs), counted=True),
         Row(
             f"of {pairs}, still showing what the negative prompt names",
             beside["excluded"],
@@ -216,8 +225,22 @@ def distances(model: Model, gallery: Gallery, count: int) -> list[float]:
     return [(result.float() - inputs).abs().mean().item() for result in results]
 
 
+def blanks(model: Model, gallery: Gallery, count: int) -> tuple[int, int]:
+    """Inpaint all but the rim of plain pictures: how many do not show what the prompt says, before and after."""
+    wanted, colours, prompts = asked(gallery, count)
+    plain = palette.rgb(torch.device("cpu"))[colours][:, :, None, None].expand(-1, -1, SIDE, SIDE)
+    inputs = (plain * 255).round().byte()
+    inside = functional.pad(torch.ones(1, 1, SIDE // 8 - 2, SIDE // 8 - 2), (1, 1, 1, 1))
+    made = model.draw(prompts, start=inputs, mask=inside)
+    empty, painted = (int((gallery.ranks(shown, wanted, colours) > 0).sum()) for shown in (inputs, made))
+    return empty, painted
+
+
 def neighbours(model: Model, gallery: Gallery, count: int) -> dict[str, int]:
-    """Put an object to the right of another: by inpainting, by prompt alone, and against a negative prompt."""
+    """Put an object to the right of another: by inpainting, by prompt alone, and against a negative prompt.
+
+    By prompt alone with and without guidance: there it has something to gain, where one thing alone is always right.
+    """
     wanted, colours, _ = asked(gallery, count)
     others = wanted.roll(count // 2)
     labels = [[gallery.concepts[number].label for number in numbers.tolist()] for numbers in (others, wanted)]
@@ -226,9 +249,13 @@ def neighbours(model: Model, gallery: Gallery, count: int) -> dict[str, int]:
     inputs = rendered(gallery, others, colours, size=0.46, left=0.25)
     right = torch.cat([torch.zeros(1, 1, 16, 8), torch.ones(1, 1, 16, 8)], -1)
     inpainted = model.draw(prompts, start=inputs, mask=right)
-    free, against = model.draw(prompts), model.draw(prompts, negatives=labels[1])
-    ranks = [gallery.ranks(shown[..., SIDE // 2 :], wanted, colours) for shown in (inpainted, free, against)]
+    free, plain = model.draw(prompts), model.draw(prompts, cfg=1.0)
+    against = model.draw(prompts, negatives=labels[1])
+    ranks = [gallery.ranks(shown[..., SIDE // 2 :], wanted, colours) for shown in (inpainted, free, against, plain)]
+    lefts = [gallery.ranks(shown[..., : SIDE // 2], others, colours) for shown in (free, plain)]
     return {
+        "wrong": int((ranks[1] > 0).sum() + (lefts[0] > 0).sum()),
+        "plainly wrong": int((ranks[3] > 0).sum() + (lefts[1] > 0).sum()),
         "missed": int((ranks[0] > 0).sum()),
         "shown": int((ranks[1] < 5).sum()),
         "excluded": int((ranks[2] < 5).sum()),

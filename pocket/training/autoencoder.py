@@ -75,7 +75,7 @@ def loss(wanted: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:
     """Absolute error, its edges at three sizes, and squared error; returns the loss and `FIGURES`."""
     got = got.float()
     flat, square, edges = functional.l1_loss(got, wanted), functional.mse_loss(got, wanted), _edges(got - wanted)
-    return flat + 0.5 * edges + 2 * square, torch.stack([flat, edges, psnr(square)]).detach()
+    return flat + 0.5 * edges + 6 * square, torch.stack([flat, edges, psnr(square)]).detach()
 
 
 def psnr(square: Tensor) -> Tensor:

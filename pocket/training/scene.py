@@ -67,7 +67,7 @@ LEAN = Recipe(
         Canvas(128, 192, 0.7, 0.84, roam=0.3): 0.06,
         Canvas(256, 256, 0.5, 0.75, roam=0.3): 0.08,
     },
-    crowds=(0.6, 0.4, 0.0),
+    crowds=(0.45, 0.55, 0.0),
     grounds=(0.25, 0.69, 0.06),
     stacked=0.0,
     aside=0.15,
