@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,11 +13,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.measure import Answer, Beside, Goal, Row, medians, timed
+from benchmarks.measure import Answer, Beside, Goal, Row, medians
 from nodes.diffusion import load, mapping, original
 
 QUESTION = "How long until UNet, text encoder and VAE of a Stable Diffusion 1.5 file of 2.1 GB are there, on a CPU?"
-ROUNDS = 5
+ROUNDS = 3
 LIMIT = 1.1
 
 UNET = {"cross_attention_dim": 768}
@@ -47,19 +49,20 @@ print(held, most() - before)
 def answer() -> Answer:
     with tempfile.TemporaryDirectory() as folder:
         file = _written(Path(folder) / "sd15.safetensors")
-        costs = medians(
-            {
-                "ours, there": lambda: _there(file),
-                "ours": lambda: timed(lambda: _parts(file, torch.float16)),
-                "ours, float32": lambda: timed(lambda: _parts(file, torch.float32)),
-                "mapped": lambda: timed(lambda: (load_file(file), _built())),
-                "read": lambda: timed(lambda: (load_file(file, backend="pread"), _built())),
-                "converted": lambda: timed(lambda: ([each.float() for each in load_file(file).values()], _built())),
-            },
-            ROUNDS,
-        )
+        costs = medians({way: partial(_alone, way, file) for way in WAYS}, ROUNDS)
         memory = {dtype: _memory(file, dtype) for dtype in ("float16", "float32")}
     return Answer(QUESTION, [*_times(costs), *_memories(memory)], notes=_notes())
+
+
+def told(way: str, file: Path) -> None:
+    """Load once in this process, after everything was built once, and print the seconds."""
+    _built()
+    began = time.perf_counter()
+    with mapping.postponed():
+        made = WAYS[way](file)
+        seconds = time.perf_counter() - began
+    print(seconds)
+    del made
 
 
 def _times(costs: dict[str, float]) -> Iterator[Row]:
@@ -85,20 +88,41 @@ def _notes() -> tuple[str, ...]:
         "what they are when the file is written anew in its place, which changes mapped ones, or gets shorter, which "
         "ends a process that has it mapped."
     )
-    return "The file is in the system's memory already. Building is that of the modules, without values.", mapped
+    first = (
+        "The file is in the system's memory already. Building is that of the modules, without values. Each is the "
+        "first load of a process: a later one may find memory that the process has kept."
+    )
+    return first, mapped
 
 
 def _parts(file: Path, dtype: torch.dtype) -> list[torch.nn.Module]:
     return [part(file, dtype=dtype) for part in (load.unet, load.vae, load.text_encoder)]
 
 
-def _there(file: Path) -> float:
-    """Seconds until the parts can be used; they are waited for afterwards."""
+def _own(file: Path) -> object:
+    """Load, and wait for copies."""
     with mapping.postponed() as waiting:
-        seconds = timed(lambda: _parts(file, torch.float16))
+        made = _parts(file, torch.float16)
     for wait in waiting:
         wait()
-    return seconds
+    return made
+
+
+WAYS: Mapping[str, Callable[[Path], object]] = {
+    "ours, there": lambda file: _parts(file, torch.float16),
+    "ours": _own,
+    "ours, float32": lambda file: _parts(file, torch.float32),
+    "mapped": lambda file: (load_file(file), _built()),
+    "read": lambda file: (load_file(file, backend="pread"), _built()),
+    "converted": lambda file: ({name: each.float() for name, each in load_file(file).items()}, _built()),
+}
+
+
+def _alone(way: str, file: Path) -> float:
+    """Seconds that a way of loading takes in a process of its own."""
+    code = f"import torch; torch.set_num_threads({torch.get_num_threads()}); import sys; from pathlib import Path; "
+    code += "from benchmarks import loading; loading.told(sys.argv[1], Path(sys.argv[2]))"
+    return float(subprocess.run((sys.executable, "-c", code, way, file), check=True, capture_output=True).stdout)
 
 
 def _built() -> list[torch.nn.Module]:

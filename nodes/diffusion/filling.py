@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nodes.diffusion import original, reading
 from nodes.diffusion.parts import RUN, Part
@@ -17,6 +18,17 @@ _TURNED = "text_projection.weight"
 """OpenCLIP multiplies by this matrix from the other side."""
 INTERLEAVED = ("UNet2DConditionModel", "ControlNetModel")
 """Networks whose convolutions compute faster where channels lie side by side in memory."""
+
+
+class _Unfilled(TorchFunctionMode):
+    """Weights are not given values at random: what has none anyway takes as long to fill as all else that is done."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Leave out what `torch.nn.init` does."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def filled(
@@ -30,7 +42,7 @@ def filled(
 
     Raises LoadError where tensors are missing, of another shape, or of another architecture.
     """
-    with refusing(part.path, f"a {part.kind.word} of {RUN}"), torch.device("meta"):
+    with refusing(part.path, f"a {part.kind.word} of {RUN}"), torch.device("meta"), _Unfilled():
         module = make()
     wanted = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
     names = original.tensors(wanted, spelling)
@@ -43,9 +55,9 @@ def filled(
     }
     with refusing(part.path, f"weights of a {part.kind.word}"):
         loaded = reading.read(pieces, dtype, device)
-    module.load_state_dict(loaded, assign=True)
+    _give(module, loaded)
     _count_positions(module, device)
-    return module.eval().requires_grad_(requires_grad=False)
+    return module.eval()
 
 
 def _check_names(part: Part, expected: Collection[str], kind: str) -> None:
@@ -91,6 +103,16 @@ def _piece(name: str, span: Span, wanted: Shape, place: str, *, interleaved: boo
         return Piece(span, wanted, turned=True)
     whole = not wanted or span.shape[0] == wanted[0]
     return Piece(span, wanted, 0 if whole else "qkv".index(name.split(".")[-2][0]) * wanted[0], interleaved=interleaved)
+
+
+def _give(module: nn.Module, loaded: Mapping[str, Tensor]) -> None:
+    """Put weights, by their names, in the places of those without values; `load_state_dict` takes much longer."""
+    for path, inner in module.named_modules():
+        prefix = f"{path}." if path else ""
+        for name in [name for name in inner._parameters if prefix + name in loaded]:
+            inner._parameters[name] = nn.Parameter(loaded[prefix + name], requires_grad=False)
+        for name in [name for name in inner._buffers if prefix + name in loaded]:
+            inner._buffers[name] = loaded[prefix + name]
 
 
 def _count_positions(module: nn.Module, device: torch.device | str) -> None:
