@@ -73,6 +73,9 @@ class Shelf:
     def release(self, ref):
         pass
 
+    def settle(self, ref, module):
+        pass
+
 
 class House:
     """A store for what nodes keep on their way, and contexts that know it; counts what is made and what is recalled."""

@@ -21,6 +21,8 @@ from nodes.diffusion import mapping
 from nodes.diffusion.shares import shared
 from nodes.diffusion.tensors import SHORTER, LoadError, Shape, Span
 
+ALIGNED = 64
+"""Where torch puts tensors, in bytes: kernels round differently for one that lies elsewhere."""
 CHUNK = 2**22
 """Bytes that are read at once: with one of these a thread, all that is held beside the weights."""
 
@@ -45,7 +47,7 @@ class Piece:
     def lies_as(self, dtype: torch.dtype, device: torch.device | str) -> bool:
         """Whether it is wanted as it lies in the file."""
         here = torch.device(device).type == "cpu" and self.span.format == dtype
-        aligned = self.start % dtype.itemsize == 0
+        aligned = self.start % ALIGNED == 0
         return here and aligned and not self.turned and self._layout(dtype, device) == torch.contiguous_format
 
     def _layout(self, dtype: torch.dtype, device: torch.device | str) -> torch.memory_format:

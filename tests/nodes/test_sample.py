@@ -424,6 +424,9 @@ class Shelf:
     def release(self, ref):
         pass
 
+    def settle(self, ref, module):
+        pass
+
 
 @dataclass
 class Fragile:

@@ -233,9 +233,14 @@ class TestWeights:
         monkeypatch.setattr(reading, "_mapped", lambda pieces: taken.extend(pieces) or made(pieces))
         return taken
 
-    def test_the_same_format_is_mapped(self, found, mapped):
+    def test_the_same_format_is_mapped(self, found, mapped, monkeypatch):
+        monkeypatch.setattr(reading, "ALIGNED", 2)
         read(found, torch.float16, "cpu")
         assert sorted(mapped) == ["bias", "weight"]
+
+    def test_only_where_it_lies_as_torch_puts_tensors(self, found, mapped):
+        read(found, torch.float16, "cpu")
+        assert sorted(mapped) == sorted(name for name, piece in found.items() if piece.start % 64 == 0)
 
     def test_another_format_is_not(self, found, mapped):
         read(found, torch.float32, "cpu")

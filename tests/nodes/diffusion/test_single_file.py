@@ -198,8 +198,7 @@ class TestSecondVersion:
         assert same(made, unet.state_dict())
         latent, context = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 64)
         with torch.no_grad():
-            found, expected = made(latent, 7, context).sample, interleaved(unet)(latent, 7, context).sample
-        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)  # rounding differs with where weights lie
+            assert torch.equal(made(latent, 7, context).sample, interleaved(unet)(latent, 7, context).sample)
 
     def test_its_prompts_are_padded_with_exclamation_marks(self, second, write):
         tokens = load.tokenizer(write(second))
