@@ -14,9 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.measure import Answer, Beside, Goal, Row, medians
-from nodes.diffusion import load, mapping, original
-from nodes.diffusion.reading import ALIGNED
-from nodes.diffusion.tensors import spans
+from nodes.diffusion import lending, load, original
 
 QUESTION = "How long until UNet, text encoder and VAE of a Stable Diffusion 1.5 file of 2.1 GB are there, on a CPU?"
 ROUNDS = 3
@@ -53,15 +51,14 @@ def answer() -> Answer:
         file = _written(Path(folder) / "sd15.safetensors")
         costs = medians({way: partial(_alone, way, file) for way in WAYS}, ROUNDS)
         memory = {dtype: _memory(file, dtype) for dtype in ("float16", "float32")}
-        aligned = _aligned(file)
-    return Answer(QUESTION, [*_times(costs), *_memories(memory)], notes=_notes(aligned))
+    return Answer(QUESTION, [*_times(costs), *_memories(memory)], notes=_notes())
 
 
 def told(way: str, file: Path) -> None:
     """Load once in this process, after everything was built once, and print the seconds."""
     _built()
     began = time.perf_counter()
-    with mapping.postponed():
+    with lending.postponed():
         made = WAYS[way](file)
         seconds = time.perf_counter() - began
     print(seconds)
@@ -84,25 +81,18 @@ def _memories(memory: dict[str, tuple[int, int]]) -> Iterator[Row]:
         yield Row(f"most MiB while loading as {dtype}", taken >> 20, beside, Goal(LIMIT, of="ratio"), counted=True)
 
 
-def _notes(aligned: float) -> tuple[str, ...]:
-    mapped = (
-        "Weights that are used as they lie in the file are mapped, as load_file does, if they lie at multiples of "
-        f"{ALIGNED} bytes, as {aligned:.0%} of this file's do; all others are read. But threads "
-        "put copies in their place beside the first computations, and these count only after that: such weights stay "
-        "what they are when the file is written anew in its place, which changes mapped ones, or gets shorter, which "
-        "ends a process that has it mapped."
+def _notes() -> tuple[str, ...]:
+    lent = (
+        "Weights that are used as they lie in the file are there as soon as it is mapped, as load_file's are. But no "
+        "part computes with them there: threads read them, beside the first computations, and each part waits for its "
+        "own. So weights stay what they are when the file is written anew in its place, which changes mapped ones, or "
+        "gets shorter, which ends a process that has it mapped."
     )
     first = (
         "The file is in the system's memory already. Building is that of the modules, without values. Each is the "
         "first load of a process: a later one may find memory that the process has kept."
     )
-    return first, mapped
-
-
-def _aligned(file: Path) -> float:
-    """The share of tensors that lie where they are mapped: the length of a file's header decides."""
-    places = [span.start % ALIGNED == 0 for span in spans(file, "").values()]
-    return sum(places) / len(places)
+    return first, lent
 
 
 def _parts(file: Path, dtype: torch.dtype) -> list[torch.nn.Module]:
@@ -110,8 +100,8 @@ def _parts(file: Path, dtype: torch.dtype) -> list[torch.nn.Module]:
 
 
 def _own(file: Path) -> object:
-    """Load, and wait for copies."""
-    with mapping.postponed() as waiting:
+    """Load, and wait until all is read."""
+    with lending.postponed() as waiting:
         made = _parts(file, torch.float16)
     for wait in waiting:
         wait()

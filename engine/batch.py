@@ -101,8 +101,21 @@ class Batch:
             return {number: end if number in blamed else LATER for number in self._seats}
         except Exception as error:  # noqa: BLE001  nodes may raise anything
             self._abandon()
-            return dict.fromkeys(self._seats, error)
+            return dict.fromkeys(self._seats, self._cause(error))
         return finished
+
+    def _cause(self, error: Exception) -> Exception:
+        """Why something went wrong: a file that changed while a model was loaded, where there is one."""
+        if isinstance(error, errors.FileChanged):
+            return error
+        try:
+            for call in self._seats.values():
+                call.context.settle()
+        except errors.FileChanged as changed:
+            return changed
+        except Exception:  # noqa: BLE001  this is what went wrong, or another thing that did
+            return error
+        return error
 
     def _abandon(self) -> None:
         with suppress(Exception):

@@ -133,16 +133,13 @@ class ModelPool:
         What was made with it counts only after that. Raises FileChanged where they changed too early; then the module
         is given to nobody any more.
         """
-        key: Digest | None = self._keys[ref]
+        key = self._keys[ref]
         with self._lock:
-            model = self._models.get(self._keys[ref])
+            model = self._models.get(key)
             if model is None or model.module is not module:
                 raise FileChanged("a model's files changed while it was loaded")
-        while key is not None:
-            model = self._models[key]
-            if model.unsettled is not None:
-                self._settle(key, model.unsettled)
-            key = model.base
+        if model.unsettled is not None:
+            self._settle(key, model.unsettled)
 
     def fit(self, refs: Iterable[ModelRef[Any]], place: str) -> bool:
         """Whether models find room on the device beside those that are in use, as far as their size is known."""
@@ -210,6 +207,8 @@ class ModelPool:
         if base is not None:
             below = self.acquire(base, place)
         try:
+            if base is not None:
+                self.settle(base, below)
             with self._lock:
                 self.here.ledger.make_room(self._sizes.get(key) or ref.expected_bytes(self._files, place))
             began = time.perf_counter()
@@ -236,11 +235,8 @@ class ModelPool:
         self._models[key].unsettled = None
 
     def _spoil(self, key: Digest) -> None:
-        """Forget a model that is not what its files held, and what is made of it."""
-        model = self._models[key]
-        for other in list(model.above):
-            self._spoil(other)
-        shelf = self.here if model.parked is None else self.there
+        """Forget a model that is not what its files held; nothing was made of it, since that waits first."""
+        shelf = self.here if self._models[key].parked is None else self.there
         assert shelf is not None
         shelf.take(key)
         self._forget(key)

@@ -18,7 +18,7 @@ from engine.file import Files
 from engine.models import ModelRef
 from engine.param import Fresh, Unit
 from engine.socket import Socket
-from nodes.diffusion import embedding, expected, load, lora, mapping, preview, upscale
+from nodes.diffusion import embedding, expected, lending, load, lora, preview, upscale
 from nodes.diffusion import vae as coding
 from nodes.diffusion.enlarger import Enlarger
 from nodes.diffusion.noise import Source
@@ -347,7 +347,7 @@ class _Part(ModelRef[Any]):
 
     def _loaded(self, files: Files, make: Callable[[Path], M]) -> M:
         """What is loaded from the files, now that it is certain that they did not change meanwhile."""
-        with mapping.postponed() as waiting:
+        with lending.postponed() as waiting:
             module = make(self._folder(files))
         for wait in waiting:
             files.later(wait)

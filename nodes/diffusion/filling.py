@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nodes.diffusion import original, reading
+from nodes.diffusion.lending import Loan, later
 from nodes.diffusion.parts import RUN, Part
 from nodes.diffusion.reading import Piece
 from nodes.diffusion.tensors import LoadError, Shape, Span, by, refusing, some
@@ -53,10 +54,14 @@ def filled(
         name: _piece(name, part.spans[names[name]], wanted[name], names[name], interleaved=interleaved)
         for name in wanted
     }
+    at_hand = {name: piece for name, piece in pieces.items() if piece.lies_as(dtype, device)}
     with refusing(part.path, f"weights of a {part.kind.word}"):
-        loaded = reading.read(pieces, dtype, device)
-    _give(module, loaded)
+        loan = Loan(at_hand, dtype)
+        loaded = reading.read({name: piece for name, piece in pieces.items() if name not in at_hand}, dtype, device)
+    _give(module, loaded | loan.lent)
+    loan.to(module)
     _count_positions(module, device)
+    later(loan.begin)
     return module.eval()
 
 

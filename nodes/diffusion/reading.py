@@ -1,28 +1,28 @@
 """Weights out of files: fast, straight to where they are used, and in memory of their own.
 
-What is used as it lies in the file stays where the file is mapped, and becomes the process's own behind what computes
-with it (see `mapping`). All else is read once, by several threads, and put where it belongs as it is read.
+All is read once, by several threads, and put where it belongs as it is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
 from math import prod
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from nodes.diffusion import mapping
 from nodes.diffusion.shares import shared
-from nodes.diffusion.tensors import SHORTER, LoadError, Shape, Span
+from nodes.diffusion.tensors import SHORTER, LoadError, Shape, Span, refusing
 
-ALIGNED = 64
-"""Where torch puts tensors, in bytes: kernels round differently for one that lies elsewhere."""
+Arrived: TypeAlias = Callable[[str, int, BaseException | None], None]
+"""Hears of numbers of a weight that are where they belong, or of none and what went wrong."""
 CHUNK = 2**22
 """Bytes that are read at once: with one of these a thread, all that is held beside the weights."""
 
@@ -45,10 +45,9 @@ class Piece:
         return torch.empty(self.shape, dtype=dtype, device=device, memory_format=self._layout(dtype, device))
 
     def lies_as(self, dtype: torch.dtype, device: torch.device | str) -> bool:
-        """Whether it is wanted as it lies in the file."""
+        """Whether its values are wanted as they lie in the file, in this order or another."""
         here = torch.device(device).type == "cpu" and self.span.format == dtype
-        aligned = self.start % ALIGNED == 0
-        return here and aligned and not self.turned and self._layout(dtype, device) == torch.contiguous_format
+        return here and not self.turned and self.start % dtype.itemsize == 0 and 0 not in self.shape
 
     def _layout(self, dtype: torch.dtype, device: torch.device | str) -> torch.memory_format:
         faster = self.interleaved and (torch.device(device).type != "cpu" or dtype == torch.float32)
@@ -69,6 +68,7 @@ class Piece:
 class _Chunk:
     """So many numbers of a file, and the place that they go to."""
 
+    name: str
     piece: Piece
     begin: int
     target: Tensor
@@ -111,40 +111,35 @@ class _Reader:
 
 
 def read(pieces: Mapping[str, Piece], dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
-    """Read weights as `dtype` to `device`. Raises LoadError where a file ends too early.
+    """Read weights as `dtype` to `device`. Raises LoadError where a file ends too early."""
+    made = {name: piece.empty(dtype, device) for name, piece in pieces.items()}
+    for done in begin(pieces, made):
+        done.result()
+    turned = {name: made[name].reshape(piece.shape[::-1]).t() for name, piece in pieces.items() if piece.turned}
+    return made | {name: weight.contiguous() for name, weight in turned.items()}
 
-    Mapped ones are copied afterwards; who waits for that, `mapping.later` says.
-    """
-    as_they_lie = {name: piece for name, piece in pieces.items() if piece.lies_as(dtype, device)}
-    mapped = _mapped(as_they_lie) if mapping.possible() else {}
-    left = {name: piece for name, piece in pieces.items() if name not in mapped}
-    made = {name: piece.empty(dtype, device) for name, piece in left.items()}
+
+def begin(
+    pieces: Mapping[str, Piece], made: Mapping[str, Tensor], arrived: Arrived = lambda *_: None
+) -> list[Future[None]]:
+    """Have threads fill tensors, in the order of the pieces; they raise LoadError where a file ends too early."""
 
     def work(chunks: Iterator[_Chunk]) -> None:
         with ExitStack() as open_files:
             reader = _Reader(open_files)
             for chunk in chunks:
-                reader.read(chunk)
+                try:
+                    with refusing(chunk.piece.span.path, "bytes that can be read"):
+                        reader.read(chunk)
+                except BaseException as error:
+                    arrived(chunk.name, 0, error)
+                    raise
+                arrived(chunk.name, chunk.target.numel(), None)
 
-    for done in shared((chunk for name, piece in left.items() for chunk in _chunks(piece, made[name])), work):
-        done.result()
-    turned = {name: made[name].reshape(piece.shape[::-1]).t() for name, piece in left.items() if piece.turned}
-    return mapped | made | {name: weight.contiguous() for name, weight in turned.items()}
-
-
-def _mapped(pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
-    """Weights where their files are mapped, which are copied from now on."""
-    files = {path: mapping.Mapping(path) for path in {piece.span.path for piece in pieces.values()}}
-    made = {
-        name: files[piece.span.path].tensor(piece.start, piece.shape, piece.span.format)
-        for name, piece in pieces.items()
-    }
-    for file in files.values():
-        mapping.later(file.copied)
-    return made
+    return shared((chunk for name, piece in pieces.items() for chunk in _chunks(name, piece, made[name])), work)
 
 
-def _chunks(piece: Piece, target: Tensor) -> Iterator[_Chunk]:
+def _chunks(name: str, piece: Piece, target: Tensor) -> Iterator[_Chunk]:
     numbers = CHUNK // piece.span.format.itemsize
     if target.is_contiguous():
         parts = torch.split(target.view(-1), numbers)
@@ -154,4 +149,4 @@ def _chunks(piece: Piece, target: Tensor) -> Iterator[_Chunk]:
         numbers = numbers // row * row
     for place, part in enumerate(parts):
         if part.numel():
-            yield _Chunk(piece, place * numbers, part)
+            yield _Chunk(name, piece, place * numbers, part)

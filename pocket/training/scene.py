@@ -71,7 +71,7 @@ LEAN = Recipe(
     grounds=(0.25, 0.69, 0.06),
     stacked=0.0,
     aside=0.15,
-    turn=18,
+    turn=12,
 )
 """What is learnt from fewer samples: mostly one size, one object in the middle or one on each side, seldom a style."""
 

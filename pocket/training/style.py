@@ -9,8 +9,8 @@ from torch.nn import functional
 BLUEPRINT_PAPER = (0.10, 0.29, 0.62)
 GRID = 16
 """Pixels between the lines of a blueprint's paper."""
-PIXEL = 4
-"""Pixels that one pixel of pixel art covers."""
+PIXEL = 8
+"""Pixels that one pixel of pixel art covers: as many as one of a latent, which then has to say one colour only."""
 LEVELS = 6
 
 

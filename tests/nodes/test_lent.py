@@ -1,5 +1,7 @@
 """A model whose file changes between the moment that it is there and the moment that it is the process's own."""
 
+from functools import cache
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,15 +11,7 @@ from calotype import Engine, Graph
 from engine.context import Context
 from engine.event import Trouble
 from engine.file import Files
-from nodes.diffusion import mapping, reading
-
-pytestmark = pytest.mark.skipif(not mapping.possible(), reason="this system does not put memory in the place of a view")
-
-
-@pytest.fixture(autouse=True)
-def _anywhere(monkeypatch):
-    """Weights are mapped wherever they lie: those of tiny files lie on few boundaries."""
-    monkeypatch.setattr(reading, "ALIGNED", 4)
+from nodes.diffusion.lending import Loan
 
 
 def graph(*, prompt="a red fox", lora=""):
@@ -66,8 +60,8 @@ def engine(root):
 
 @pytest.fixture
 def interrupted(root, monkeypatch):
-    """Has the checkpoint written anew in its place once a model is there, and copies made only after that."""
-    waiting, copied, model = [], mapping.Mapping.copied, Context.model
+    """Has the checkpoint written anew in its place once a model is there, and weights read only after that."""
+    waiting, begin, model = [], Loan.begin, Context.model
 
     def write(self, ref):
         module = model(self, ref)
@@ -75,14 +69,21 @@ def interrupted(root, monkeypatch):
             overwrite(root / "checkpoints/tiny.safetensors", waiting.pop())
         return module
 
-    def copy_late(self):
-        def wait():
-            copied(self)()
+    def read_late(self):
+        begun = cache(lambda: begin(self))
 
+        def own(name):
+            begun()
+            return Loan.own(self, name)
+
+        def wait():
+            begun()()
+
+        monkeypatch.setattr(self, "own", own)
         return wait
 
     monkeypatch.setattr(Context, "model", write)
-    monkeypatch.setattr(mapping.Mapping, "copied", copy_late)
+    monkeypatch.setattr(Loan, "begin", read_late)
     return waiting.append
 
 
@@ -100,20 +101,29 @@ def from_scratch(root, **said):
         return encoded(engine, **said)
 
 
-@pytest.mark.parametrize("lora", ["", "<lora:fox:1>"])
-def test_what_is_made_is_of_one_file_or_the_other(engine, root, files, interrupted, lora):
-    old = from_scratch(root, lora=lora)
+def test_what_is_made_is_of_one_file_or_the_other(engine, root, files, interrupted):
+    old = from_scratch(root)
     interrupted(files[1])
     heard = []
-    report = engine.run(graph(lora=lora), listener=heard.append)
-    new = from_scratch(root, lora=lora)
+    report = engine.run(graph(), listener=heard.append)
+    new = from_scratch(root)
     assert not torch.equal(old, new)
     assert torch.equal(report.outputs["encoded"].data, new)
     (trouble,) = [event.message for event in heard if isinstance(event, Trouble)]
     assert "tiny.safetensors changed while" in trouble
     overwrite(root / "checkpoints/tiny.safetensors", files[0])
+    assert torch.equal(encoded(engine), old)
+    assert torch.equal(encoded(engine, prompt="an owl"), from_scratch(root, prompt="an owl"))
+
+
+def test_what_is_patched_is_all_of_the_file_that_was_there_first(engine, root, files, interrupted):
+    lora = "<lora:fox:1>"
+    old = from_scratch(root, lora=lora)
+    interrupted(files[1])
     assert torch.equal(encoded(engine, lora=lora), old)
-    assert torch.equal(encoded(engine, lora=lora, prompt="an owl"), from_scratch(root, lora=lora, prompt="an owl"))
+    new = encoded(engine, lora=lora)
+    assert not torch.equal(old, new)
+    assert torch.equal(new, from_scratch(root, lora=lora))
 
 
 def test_without_waiting_it_would_be_of_neither(engine, root, files, interrupted, monkeypatch):
@@ -134,16 +144,20 @@ def test_afterwards_the_file_may_become_anything(engine, root, files):
 
 
 def test_a_file_that_gets_shorter_meanwhile_fails_the_run_and_not_the_process(engine, root, files, monkeypatch):
-    path, copied = root / "checkpoints/tiny.safetensors", mapping.Mapping.copied
+    path, begin = root / "checkpoints/tiny.safetensors", Loan.begin
+    cut = []
 
-    def cut(self):
-        path.write_bytes(files[0][:100])
-        monkeypatch.setattr(mapping.Mapping, "copied", copied)
-        wait = copied(self)
-        with pytest.raises(ValueError, match="which got shorter"):
-            wait()
-        path.write_bytes(files[0])
+    def late(self):
+        if not cut:
+            path.write_bytes(files[0][:100])
+        wait = begin(self)
+        cut.append(wait)
+        if len(cut) == 1:
+            with pytest.raises(ValueError, match="which got shorter"):
+                wait()
+            path.write_bytes(files[0])
         return wait
 
-    monkeypatch.setattr(mapping.Mapping, "copied", cut)
+    monkeypatch.setattr(Loan, "begin", late)
     assert torch.equal(encoded(engine), from_scratch(root))
+    assert len(cut) > 1
