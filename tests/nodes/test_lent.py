@@ -12,6 +12,7 @@ from engine.context import Context
 from engine.event import Trouble
 from engine.file import Files
 from nodes.diffusion.lending import Loan
+from nodes.diffusion.tensors import LoadError
 
 
 def graph(*, prompt="a red fox", lora=""):
@@ -59,14 +60,14 @@ def engine(root):
 
 
 @pytest.fixture
-def interrupted(root, monkeypatch):
-    """Has the checkpoint written anew in its place once a model is there, and weights read only after that."""
+def interrupted(monkeypatch):
+    """Has something done once a model is there, and weights read only after that."""
     waiting, begin, model = [], Loan.begin, Context.model
 
     def write(self, ref):
         module = model(self, ref)
         while waiting:
-            overwrite(root / "checkpoints/tiny.safetensors", waiting.pop())
+            waiting.pop()()
         return module
 
     def read_late(self):
@@ -103,7 +104,7 @@ def from_scratch(root, **said):
 
 def test_what_is_made_is_of_one_file_or_the_other(engine, root, files, interrupted):
     old = from_scratch(root)
-    interrupted(files[1])
+    interrupted(lambda: overwrite(root / "checkpoints/tiny.safetensors", files[1]))
     heard = []
     report = engine.run(graph(), listener=heard.append)
     new = from_scratch(root)
@@ -119,7 +120,7 @@ def test_what_is_made_is_of_one_file_or_the_other(engine, root, files, interrupt
 def test_what_is_patched_is_all_of_the_file_that_was_there_first(engine, root, files, interrupted):
     lora = "<lora:fox:1>"
     old = from_scratch(root, lora=lora)
-    interrupted(files[1])
+    interrupted(lambda: overwrite(root / "checkpoints/tiny.safetensors", files[1]))
     assert torch.equal(encoded(engine, lora=lora), old)
     new = encoded(engine, lora=lora)
     assert not torch.equal(old, new)
@@ -129,7 +130,7 @@ def test_what_is_patched_is_all_of_the_file_that_was_there_first(engine, root, f
 def test_without_waiting_it_would_be_of_neither(engine, root, files, interrupted, monkeypatch):
     """The twin of the test above: what it finds, it finds because the engine waits."""
     monkeypatch.setattr(Context, "settle", lambda _: None)
-    interrupted(files[1])
+    interrupted(lambda: overwrite(root / "checkpoints/tiny.safetensors", files[1]))
     engine.run(graph())
     overwrite(root / "checkpoints/tiny.safetensors", files[0])
     assert not torch.equal(encoded(engine), from_scratch(root))
@@ -143,21 +144,21 @@ def test_afterwards_the_file_may_become_anything(engine, root, files):
     assert torch.equal(encoded(engine, prompt="an owl"), from_scratch(root, prompt="an owl"))
 
 
-def test_a_file_that_gets_shorter_meanwhile_fails_the_run_and_not_the_process(engine, root, files, monkeypatch):
-    path, begin = root / "checkpoints/tiny.safetensors", Loan.begin
-    cut = []
+def test_a_file_that_gets_shorter_has_the_run_planned_again(engine, root, files, interrupted, monkeypatch):
+    path, own = root / "checkpoints/tiny.safetensors", Loan.own
+    failed, heard = [], []
 
-    def late(self):
-        if not cut:
-            path.write_bytes(files[0][:100])
-        wait = begin(self)
-        cut.append(wait)
-        if len(cut) == 1:
-            with pytest.raises(ValueError, match="which got shorter"):
-                wait()
+    def mend(self, name):
+        try:
+            return own(self, name)
+        except LoadError as error:
+            failed.append(error)
             path.write_bytes(files[0])
-        return wait
+            raise
 
-    monkeypatch.setattr(Loan, "begin", late)
-    assert torch.equal(encoded(engine), from_scratch(root))
-    assert len(cut) > 1
+    interrupted(lambda: path.write_bytes(files[0][:100]))
+    monkeypatch.setattr(Loan, "own", mend)
+    report = engine.run(graph(), listener=heard.append)
+    assert "which got shorter" in str(failed[0])
+    assert any("planned again" in event.message for event in heard if isinstance(event, Trouble))
+    assert torch.equal(report.outputs["encoded"].data, from_scratch(root))
