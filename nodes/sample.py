@@ -257,8 +257,6 @@ class _Answering:
         model = call.context.model(call.unet)
         self._context = call.context
         batch, steady = 1 if call.context.scarce else None, call.context.exact
-        if call.context.compiled:
-            call.context.settle()  # what is compiled has its own weights
         self._compiled = compiled(model.unet) if call.context.compiled else None
         self._calls: set[_Call] | None = None
         unet = self._compiled or model.unet

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from nodes.diffusion.lending import complete
 from nodes.diffusion.precision import number_format
 from nodes.diffusion.recording import Recordings, recordings
 
@@ -73,6 +74,7 @@ _COMPILED: WeakKeyDictionary[nn.Module, CompiledUnet] = WeakKeyDictionary()
 def compiled(unet: Any) -> CompiledUnet:
     """The compiled form of a UNet, the same one every time; every run takes it anew, as weights move between runs."""
     if unet not in _COMPILED:
+        complete(unet)
         _COMPILED[unet] = CompiledUnet(unet, recordings(next(unet.parameters()).device))
     found = _COMPILED[unet]
     found.renew()

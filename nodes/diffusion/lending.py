@@ -57,6 +57,17 @@ def later(begin: Beginning) -> None:
         begins.append(begin)
 
 
+def complete(module: nn.Module) -> None:
+    """Wait until a module has all weights of its own: before it is copied or compiled, say.
+
+    Raises LoadError, or whatever went wrong with the reading.
+    """
+    for part in module.modules():
+        for hook in [*part._forward_pre_hooks.values()]:
+            if isinstance(hook, _Tenant):
+                hook.take()
+
+
 class Loan:
     """Weights of a module in the files that lend them."""
 
@@ -124,7 +135,11 @@ class _Tenant:
     hook: RemovableHandle | None = None
 
     def __post_init__(self) -> None:
-        self.hook = self.part.register_forward_pre_hook(lambda *_: self.take())
+        self.hook = self.part.register_forward_pre_hook(self)
+
+    def __call__(self, *_: object) -> None:
+        """The part is about to compute."""
+        self.take()
 
     def take(self) -> None:
         """Put its own in the place of what is lent, once it is there."""
@@ -134,8 +149,9 @@ class _Tenant:
             own = self.loan.own(known)
             lent = self.table[name]
             self.table[name] = nn.Parameter(own, requires_grad=False) if isinstance(lent, nn.Parameter) else own
-        self.hook.remove()
-        self.hook = None
+        hook, self.hook = self.hook, None
+        if hook is not None:  # another thread may have come first
+            hook.remove()
 
 
 def _mapped(path: Path) -> mmap.mmap:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nodes.diffusion import bases, original
 from nodes.diffusion.change import Change
+from nodes.diffusion.lending import complete
 from nodes.diffusion.lora_keys import PARTS, Part
 from nodes.diffusion.lora_layout import Target, changes
 from nodes.diffusion.tensors import LoadError, shapes, some, weights
@@ -156,6 +157,7 @@ def _summed(weight: Tensor, found: Iterable[tuple[Change, float]]) -> nn.Paramet
 
 def sharing(module: M) -> M:
     """A copy with modules of its own, but the same tensors."""
+    complete(module)
     copies = {inner: _shallow(inner) for inner in module.modules()}
     for inner, made in copies.items():
         for name, value in vars(inner).items():

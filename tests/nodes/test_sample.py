@@ -546,16 +546,6 @@ def test_the_unet_is_compiled_where_that_was_asked_for(call, pool, forms):
     assert told == ["it is slower than it could be"]
 
 
-def test_what_is_compiled_has_its_own_weights(call, pool, forms, monkeypatch):
-    settled = []
-    monkeypatch.setattr(Context, "settle", lambda _: settled.append(len(forms)))
-    sample(**call(steps=1, context=Context(models=pool, compiled=True)))
-    assert settled[0] == 0
-    settled.clear()
-    sample(**call(steps=1))
-    assert settled == []
-
-
 def test_a_call_that_joins_others_has_the_compiled_form_look_whether_weights_moved(call, pool, forms):
     first, late = (call(steps=steps, context=Context(models=pool, compiled=True)) for steps in (4, 2))
     rounds = sample_many([first])

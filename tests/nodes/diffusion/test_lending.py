@@ -11,13 +11,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nodes.diffusion import lending, reading
+from nodes.diffusion.compiling import compiled
 from nodes.diffusion.lending import Loan, later, postponed
+from nodes.diffusion.lora import sharing
 from nodes.diffusion.reading import Piece
 from nodes.diffusion.tensors import LoadError, Span, spans
 
 
 class Net(nn.Module):
     """Parts with weights of their own, one with a parameter beside its parts, and one with a buffer."""
+
+    dtype = torch.float32
 
     def __init__(self):
         super().__init__()
@@ -189,6 +193,31 @@ def test_weights_at_odd_places_of_a_file_give_the_very_bits(net, tmp_path):
         wait = loan.begin()
         assert torch.equal(other(x), wanted)
         wait()
+
+
+@pytest.mark.parametrize("ask", [sharing, compiled], ids=["copied", "compiled"])
+def test_a_module_is_complete_before_it_is(net, pieces, path, gate, ask):
+    other, loan = held(net, pieces)
+    wait = loan.begin()
+    asking = threading.Thread(target=ask, args=(other,))
+    asking.start()
+    time.sleep(0.05)
+    assert asking.is_alive()
+    gate.set()
+    asking.join()
+    overwrite(path)
+    assert torch.equal(other.scale, net.scale)
+    wait()
+
+
+def test_a_copy_has_weights_of_its_own(net, pieces, path):
+    other, loan = held(net, pieces)
+    wait = loan.begin()
+    copy = sharing(other)
+    wait()
+    overwrite(path)
+    x = torch.randn(5, 3)
+    assert torch.equal(copy(x), net(x))
 
 
 class TestTrouble:
