@@ -16,6 +16,7 @@ from benchmarks.measure import Answer, Beside, Goal, Row, medians, timed
 from benchmarks.subject import Subject
 from engine import heap
 from nodes.diffusion import load
+from nodes.diffusion.moments import Embeddings, Moments
 from nodes.diffusion.said import Conversation
 
 QUESTION = "What does each of the things bring that are done to make a UNet call faster?"
@@ -41,23 +42,29 @@ def _rows(subject: Subject, count: int) -> Iterator[Row]:
     conversation.begin()
     said = conversation.said(torch.split(inputs[2], 1), inputs[2].shape[1])
 
+    moments = Moments(inputs[1].tolist(), inputs[1].device, Embeddings())
+
     def remembering() -> None:
         with said.to(unet) as told:
             _call(unet, inputs[0], inputs[1], told)
+
+    def dated() -> None:
+        with moments.to(unet) as timesteps:
+            _call(unet, inputs[0], timesteps, inputs[2])
 
     ways: dict[str, Callable[[], object]] = {
         "ours": remembering,
         "anew": partial(_call, unet, *inputs),
         "stored": partial(_call, stored, *inputs),
-        "time": partial(_timesteps, unet, inputs[1]),
+        "time": dated,
     }
     costs = medians({name: partial(timed, way) for name, way in ways.items()}, ROUNDS[subject.model])
     what, anew = f"{count} latents", costs["anew"]
     yield Row(f"{what}: keys and values of prompts known", costs["ours"], Beside("computed anew", anew), NO_WORSE)
+    yield Row(f"{what}: timesteps known", costs["time"], Beside("embedded anew", anew), NO_WORSE)
     yield Row(f"{what}: channels side by side", anew, Beside("as they are stored", costs["stored"]), NO_WORSE)
     kept, given = (_in_processes(subject, count, keep=keep) for keep in (True, False))
     yield Row(f"{what}: freed memory kept", kept, Beside("given back, as glibc does", given), NO_WORSE)
-    yield Row(f"{what}: timesteps embedded", costs["time"], Beside("the call", anew))
 
 
 def _inputs(unet: Any, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,11 +77,6 @@ def _inputs(unet: Any, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def _call(unet: Callable[..., object], *inputs: Tensor) -> None:
     with torch.no_grad():
         unet(*inputs, return_dict=False)
-
-
-def _timesteps(unet: Any, steps: Tensor) -> None:
-    with torch.no_grad():
-        unet.time_embedding(unet.time_proj(steps))
 
 
 def _in_processes(subject: Subject, count: int, *, keep: bool) -> float:
@@ -105,7 +107,6 @@ def _notes(subject: Subject) -> tuple[str, ...]:
     return (
         f"{subject.model}, {8 * CELLS} x {8 * CELLS} pixels, float32, on the CPU; UNet calls alone.",
         "How memory is kept is measured in processes of their own, one after the other.",
-        "A timestep is embedded at every call; to prepare all of a run before would save what the last row says.",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nodes.diffusion.moments import Moments
 from nodes.diffusion.precision import number_format
 from nodes.diffusion.said import Said
 
@@ -56,10 +57,10 @@ class Control:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What a UNet and its ControlNets take for B latents: scaled latents, timesteps (B,), conditionings, additions."""
+    """What a UNet and its ControlNets take for B latents: scaled latents, timesteps, conditionings, additions."""
 
     scaled: Tensor
-    timesteps: Tensor
+    moments: Moments
     said: Said
     added: dict[str, Tensor] | None = None
 
@@ -69,7 +70,7 @@ class Inputs:
         return replace(
             self,
             scaled=self.scaled[positions],
-            timesteps=self.timesteps[positions],
+            moments=self.moments.rows(numbers),
             said=self.said.rows(numbers),
             added=added,
         )
@@ -112,10 +113,10 @@ def _asked(inputs: Inputs, entries: Sequence[tuple[int, Control]]) -> list[Tenso
     positions = torch.tensor(numbers).to(device, non_blocking=True)
     own, net = inputs.rows(numbers, positions), entries[0][1].net
     dtype = number_format(net)
-    with own.said.to(net) as told:
+    with own.said.to(net) as told, own.moments.to(net) as timesteps:
         down, middle = net(
             own.scaled.to(dtype),
-            own.timesteps,
+            timesteps,
             encoder_hidden_states=told,
             controlnet_cond=torch.cat([control.hint for _, control in entries]).to(device, dtype),
             added_cond_kwargs=own.added,

@@ -11,6 +11,7 @@ from torch import Tensor
 from nodes.diffusion.attention import MEASURED, Kernels
 from nodes.diffusion.control import Control, Inputs, residuals
 from nodes.diffusion.guidance import Answer, Clause, Question
+from nodes.diffusion.moments import Embeddings, Moments
 from nodes.diffusion.precision import number_format
 from nodes.diffusion.room import CPU_CELLS, MOST_CELLS, Room, gauge
 from nodes.diffusion.said import Conversation, memory
@@ -45,11 +46,11 @@ class Denoiser:
     per length. Past 12 chunks of 77 tokens it no longer is, and each length has its own call.
 
     Noise levels and results are float32 whatever the UNet's dtype. What cross-attentions make of a conditioning is kept
-    from round to round. A UNet call takes as many latents as memory holds, going by what earlier calls took, and half
-    as many once it ran out; the others have calls of their own, which changes nothing but speed. `batch` is the most
-    that it takes anyway. `steady` calls take numbers that do not depend on memory, so that results are the same bit for
-    bit, and torch's own choice of `kernels` for attention, not the fastest. `called` hears of every UNet call how many
-    latents it took.
+    from round to round, and what becomes of a timestep. A UNet call takes as many latents as memory holds, going by
+    what earlier calls took, and half as many once it ran out; the others have calls of their own, which changes nothing but
+    speed. `batch` is the most that it takes anyway. `steady` calls take numbers that do not depend on memory, so that
+    results are the same bit for bit, and torch's own choice of `kernels` for attention, not the fastest. `called` hears
+    of every UNet call how many latents it took.
     """
 
     unet: UNet
@@ -59,6 +60,7 @@ class Denoiser:
     steady: bool = False
     kernels: Kernels = MEASURED
     _conversation: Conversation = field(default_factory=Conversation, init=False, repr=False)
+    _embeddings: Embeddings = field(default_factory=Embeddings, init=False, repr=False)
     _room: Room | None = field(default=None, init=False, repr=False)
 
     def __call__(self, questions: Sequence[Question]) -> list[Predicted]:
@@ -89,7 +91,8 @@ class Denoiser:
         scaled = x / (sigma**2 + 1).sqrt()
         tokens = [row.clause.tokens for row in rows]
         said = self._conversation.said(tokens, math.lcm(*(each.shape[1] for each in tokens)))
-        inputs = Inputs(scaled, _column([row.timestep for row in rows], x.device), said, _added(rows))
+        moments = Moments([row.timestep for row in rows], x.device, self._embeddings)
+        inputs = Inputs(scaled, moments, said, _added(rows))
         beside = [row.concat for row in rows if row.concat is not None]
         seen = torch.cat([scaled, torch.cat(beside).float()], dim=1) if beside else scaled
         more = {} if inputs.added is None else {"added_cond_kwargs": inputs.added}
@@ -97,8 +100,8 @@ class Denoiser:
         fastest = self.kernels.chosen(self.unet, x, said.tokens.shape[1], dtype, steady=self.steady)
         with torch.no_grad(), fastest:
             more |= _cast(residuals(inputs, [row.controls for row in rows]), dtype)
-            with said.to(self.unet) as told:
-                output = self.unet(seen.to(dtype), inputs.timesteps, told, return_dict=False, **more)[0]
+            with said.to(self.unet) as told, moments.to(self.unet) as timesteps:
+                output = self.unet(seen.to(dtype), timesteps, told, return_dict=False, **more)[0]
         self.called(len(x))
         return _clean(self.table.prediction, x, output.float(), sigma)
 

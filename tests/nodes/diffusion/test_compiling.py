@@ -41,7 +41,7 @@ def test_a_unet_is_compiled_once(unet, interpreted):
 def test_it_takes_what_a_unet_takes(unet, table, interpreted):
     [answer] = Denoiser(compiled(unet), table)(questions(3))
     [expected] = Denoiser(unet, table)(questions(3))
-    torch.testing.assert_close(answer.guided, expected.guided)
+    torch.testing.assert_close(answer.guided, expected.guided, rtol=1e-4, atol=1e-4)
     assert interpreted
 
 
