@@ -47,10 +47,10 @@ class Denoiser:
 
     Noise levels and results are float32 whatever the UNet's dtype. What cross-attentions make of a conditioning is kept
     from round to round, and what becomes of a timestep. A UNet call takes as many latents as memory holds, going by
-    what earlier calls took, and half as many once it ran out; the others have calls of their own, which changes nothing but
-    speed. `batch` is the most that it takes anyway. `steady` calls take numbers that do not depend on memory, so that
-    results are the same bit for bit, and torch's own choice of `kernels` for attention, not the fastest. `called` hears
-    of every UNet call how many latents it took.
+    what earlier calls took, and half as many once it ran out; the others have calls of their own, which changes nothing
+    but speed. `batch` is the most that it takes anyway. `steady` calls take numbers that do not depend on memory, so
+    that results are the same bit for bit, and torch's own choice of `kernels` for attention, not the fastest. `called`
+    hears of every UNet call how many latents it took.
     """
 
     unet: UNet
