@@ -5,14 +5,14 @@ Runs on whatever weights are in `pocket/model`; needs the data, which `python -m
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.measure import Answer, Beside, Goal, Row
@@ -30,11 +30,14 @@ from pocket.training.caption import article
 from pocket.training.concept import Concept
 from pocket.training.job import LEARNT
 from pocket.training.painting import LEAST
+from pocket.training.style import STYLES
 
 QUESTION = "Does the embedded model draw what it is told to, and keep what it is told to keep?"
 DATA = Path(".cache/pocket/data/emoji.tar")
 SIDE, STEPS, CFG, BATCH = 128, 20, 7.0, 20
-PROMPTS, PAIRS, INPUTS, UNSEEN = 100, 50, 32, 128
+PROMPTS, PAIRS, INPUTS, STYLED, UNSEEN = 100, 50, 32, 20, 128
+SIZES = (0.7, 0.77, 0.84)
+"""How large things are of which a style is looked for, as shares of the picture."""
 SHIFT = 4
 """How far apart in the palette, of 15 colours, two backgrounds of one concept are; each comes once in 15."""
 STRENGTHS = tuple(number / 10 for number in range(1, 11))
@@ -152,6 +155,7 @@ def answer(folder: Path = FOLDER, data: Path = DATA, share: float = 1.0) -> Answ
             Goal(0.8, "ratio"),
             counted=True,
         ),
+        *styled(model, gallery, max(2, round(STYLED * share))),
         Row(
             "VAE, error in 1/100 level, on what it learnt",
             100 * familiar,
@@ -260,6 +264,22 @@ def neighbours(model: Model, gallery: Gallery, count: int) -> dict[str, int]:
         "shown": int((ranks[1] < 5).sum()),
         "excluded": int((ranks[2] < 5).sum()),
     }
+
+
+def styled(model: Model, gallery: Gallery, count: int) -> Iterator[Row]:
+    """Name a style: how many pictures look more like the same thing plain or in another style."""
+    wanted = gallery.learnt[torch.linspace(0, len(gallery.learnt) - 1, count).long()]
+    white = torch.full_like(wanted, palette.NAMES.index("white"))
+    sizes = [rendered(gallery, wanted, white, size) / 255 for size in SIZES]
+    looks = [torch.stack([process(shown) for shown in sizes]) for process in (nn.Identity(), *STYLES.values())]
+    for number, style in enumerate(STYLES, start=1):
+        made = (
+            model.draw([f"{style} of {gallery.concepts[each].label} on a white background" for each in wanted.tolist()])
+            / 255
+        )
+        apart = torch.stack([(look - made).square().mean((2, 3, 4)).amin(0) for look in looks])
+        missed = int((apart.argmin(0) != number).sum())
+        yield Row(f"of {count}, no {style} where one was asked for", missed, goal=Goal(0.2 * count), counted=True)
 
 
 def lost(model: Model, gallery: Gallery, concepts: Tensor) -> float:

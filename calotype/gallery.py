@@ -21,7 +21,7 @@ COLOURS = 256
 HEAD = """# Gallery
 
 Every saved graph, run on the embedded model. `make gallery` makes this page again. The model is tiny: it knows
-[sixty-four things](../pocket/README.md), best at 128x128; the parts of larger pictures do not always fit.
+[a hundred things](../pocket/README.md), best at 128x128; the parts of larger pictures do not always fit.
 """
 
 OTHERS = """## With models of your own
