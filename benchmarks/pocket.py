@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.measure import Answer, Beside, Goal, Row
@@ -271,7 +271,7 @@ def styled(model: Model, gallery: Gallery, count: int) -> Iterator[Row]:
     wanted = gallery.learnt[torch.linspace(0, len(gallery.learnt) - 1, count).long()]
     white = torch.full_like(wanted, palette.NAMES.index("white"))
     sizes = [rendered(gallery, wanted, white, size) / 255 for size in SIZES]
-    looks = [torch.stack([process(shown) for shown in sizes]) for process in (nn.Identity(), *STYLES.values())]
+    looks = [torch.stack(shown) for shown in (sizes, *([style(one) for one in sizes] for style in STYLES.values()))]
     for number, style in enumerate(STYLES, start=1):
         made = (
             model.draw([f"{style} of {gallery.concepts[each].label} on a white background" for each in wanted.tolist()])
