@@ -172,7 +172,7 @@ def sample_many(calls: Sequence[Arguments]) -> Rounds:
     yield from lockstep(calls, answer, lambda arguments: _sampled(_Call(**arguments)))
 
 
-@node("sample", version=9, many=sample_many)
+@node("sample", version=10, many=sample_many)
 def sample(
     unet: Unet,
     positive: Conditioning,

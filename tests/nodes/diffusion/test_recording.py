@@ -403,7 +403,7 @@ def test_a_unet_is_recorded_where_its_device_can(unet, table, interpreted, monke
     denoiser = Denoiser(compiled(unet), table)
     for number in (1, 2, 1, 1, 2, 2, 1):
         [answer], [expected] = denoiser(questions(number)), Denoiser(unet, table)(questions(number))
-        assert torch.equal(answer.guided, expected.guided)
+        torch.testing.assert_close(answer.guided, expected.guided, rtol=1e-4, atol=1e-4)
     assert recorder.log == ["record", "replay", "record", "replay", "replay"]
 
 
